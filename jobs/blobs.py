@@ -1,0 +1,279 @@
+"""Everything on disk: uploads on their way in, models, data sets, jobs and their artifacts.
+
+    DATA_DIR/
+      staging/<random>/             an upload being received, locked by its process
+      models/<digest>/              meta.json, files/…       appears by one rename
+      datasets/<digest>/            meta.json, files/…
+      jobs/<id>/spec.json           written before the job is accepted
+      jobs/<id>/work-<token>/       one attempt's scratch folder
+      jobs/<id>/artifact-<token>/   a finished attempt's files
+      jobs/<id>/result.json         how the job ended: created exclusively, so it exists once
+
+Names never come from a client unchecked: ids are hex, file names were validated on the way in.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs.job import JobResult, JobSpec, is_job_id
+
+StoreName = Literal["models", "datasets"]
+RESULT_NAME = "result.json"
+REPORT_NAME = "report.json"
+
+
+class BlobStore:
+    """The folder that service and workers share.
+
+    Args:
+        root: DATA_DIR; made where it is missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        for name in ("staging", "models", "datasets", "jobs"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    # Uploads.
+
+    @contextmanager
+    def stage(self) -> Iterator[Path]:
+        """Give a fresh private folder with a ``files`` folder in it, for one upload.
+
+        The folder is gone when the block ends, unless `publish` moved it. While the block runs the
+        folder is locked; the lock dies with the process, which tells `sweep` what was left behind,
+        in whatever container.
+        """
+        folder = self.root / "staging" / secrets.token_hex(8)
+        (folder / "files").mkdir(parents=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, store: StoreName, digest: str, staged: Path, meta: dict[str, Any]) -> bool:
+        """Make a staged folder the content of a digest, durably and all at once.
+
+        Args:
+            store: Which store it goes into.
+            digest: The blake3 hex digest of the uploaded bytes.
+            staged: The folder from `stage`; it is gone afterwards.
+            meta: What is known about the content, kept beside it.
+
+        Returns:
+            True where it is new, False where the same content was there already.
+        """
+        write_json(staged / "meta.json", meta)
+        (staged / "lock").unlink()
+        for path in staged.rglob("*"):
+            if path.is_file():
+                fsync(path)
+        target = self.root / store / digest
+        try:
+            # rename() onto a full folder fails, so the first of two equal uploads wins.
+            staged.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            return False
+        fsync(target.parent)
+        return True
+
+    def meta(self, store: StoreName, digest: str) -> dict[str, Any] | None:
+        """Give what is known about a stored content, or None where there is none."""
+        return read_json(self.root / store / digest / "meta.json")
+
+    def files(self, store: StoreName, digest: str) -> Path:
+        """Give the folder of a stored content's files."""
+        return self.root / store / digest / "files"
+
+    def remove(self, store: StoreName, digest: str) -> bool:
+        """Remove a stored content.
+
+        Returns:
+            Whether there was one.
+        """
+        return self._remove_folder(self.root / store / digest)
+
+    # Jobs.
+
+    def job_folder(self, job_id: str) -> Path:
+        """Give the folder of a job; it exists from `write_spec` on."""
+        return self.root / "jobs" / job_id
+
+    def write_spec(self, spec: JobSpec) -> None:
+        """Write a job's spec durably: from here on the job survives a loss of Redis."""
+        folder = self.job_folder(spec.id)
+        folder.mkdir()
+        write_json(folder / "spec.json", spec.model_dump(mode="json"))
+        fsync(folder.parent)
+
+    def read_spec(self, job_id: str) -> JobSpec | None:
+        """Give a job's spec, or None where there is none."""
+        members = read_json(self.job_folder(job_id) / "spec.json")
+        return None if members is None else JobSpec.model_validate(members)
+
+    def job_ids(self) -> Iterator[str]:
+        """Yield the id of every job on disk, oldest first."""
+        return (name for name in sorted(os.listdir(self.root / "jobs")) if is_job_id(name))
+
+    def work_folder(self, job_id: str, token: int) -> Path:
+        """Make one attempt's empty scratch folder and remove those of attempts before it."""
+        for stale in self.job_folder(job_id).glob("work-*"):
+            if int(stale.name.removeprefix("work-")) < token:
+                shutil.rmtree(stale, ignore_errors=True)
+        folder = self.job_folder(job_id) / f"work-{token}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def publish_result(self, result: JobResult) -> bool:
+        """Say how a job ended, durably and once.
+
+        Args:
+            result: The result; its artifact folder is in place.
+
+        Returns:
+            True where this call said it, False where the job had a result already.
+        """
+        folder = self.job_folder(result.id)
+        draft = folder / f"result-{secrets.token_hex(8)}.tmp"
+        write_json(draft, result.model_dump(mode="json"))
+        try:
+            # link() fails where the name exists: the file system itself is the fence.
+            os.link(draft, folder / RESULT_NAME)
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink()
+        fsync(folder)
+        return True
+
+    def read_result(self, job_id: str) -> JobResult | None:
+        """Give how a job ended, or None while it has not."""
+        members = read_json(self.job_folder(job_id) / RESULT_NAME)
+        return None if members is None else JobResult.model_validate(members)
+
+    def artifact_folder(self, job_id: str) -> Path | None:
+        """Give the folder of a succeeded job's files, or None."""
+        result = self.read_result(job_id)
+        if result is None or result.artifact_folder is None:
+            return None
+        return self.job_folder(job_id) / result.artifact_folder
+
+    def report(self, job_id: str) -> dict[str, Any] | None:
+        """Give a job's report, or None where it has none."""
+        return read_json(self.job_folder(job_id) / REPORT_NAME)
+
+    def write_report(self, job_id: str, report: dict[str, Any]) -> None:
+        """Keep a job's report."""
+        write_json(self.job_folder(job_id) / REPORT_NAME, report)
+
+    def remove_job(self, job_id: str) -> bool:
+        """Remove a job with its artifact.
+
+        Returns:
+            Whether there was one.
+        """
+        return self._remove_folder(self.job_folder(job_id))
+
+    # Housekeeping.
+
+    def sweep(self) -> list[str]:
+        """Remove what processes that died have left: staged uploads, scratch of ended jobs.
+
+        Returns:
+            The names of the folders removed.
+        """
+        removed = []
+        for folder in (self.root / "staging").iterdir():
+            if _is_abandoned(folder):
+                removed.append(folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
+        for job_id in self.job_ids():
+            result = self.read_result(job_id)
+            if result is None:
+                continue
+            for folder in self.job_folder(job_id).glob("*-*"):
+                if folder.is_dir() and folder.name != result.artifact_folder:
+                    removed.append(f"{job_id}/{folder.name}")
+                    shutil.rmtree(folder, ignore_errors=True)
+        return removed
+
+    def _remove_folder(self, folder: Path) -> bool:
+        # Renamed first, so that a reader sees the whole of it or nothing.
+        grave = self.root / "staging" / secrets.token_hex(8)
+        try:
+            folder.rename(grave)
+        except FileNotFoundError:
+            return False
+        shutil.rmtree(grave, ignore_errors=True)
+        return True
+
+
+def write_json(path: Path, members: dict[str, Any]) -> None:
+    """Write a JSON file durably: whole or not at all.
+
+    Args:
+        path: Where; replaced where it exists.
+        members: What.
+    """
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    with draft.open("w") as file:
+        json.dump(members, file, separators=(",", ":"))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    fsync(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON file.
+
+    Args:
+        path: Which.
+
+    Returns:
+        Its members, or None where there is no such file.
+    """
+    try:
+        members: dict[str, Any] = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return members
+
+
+def fsync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def now_ms() -> int:
+    """Give the wall clock in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def _is_abandoned(staged: Path) -> bool:
+    try:
+        with (staged / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        # Without a lock it is on its way in or out; only a folder that stays so was left behind.
+        age_seconds = time.time() - staged.stat().st_mtime if staged.exists() else 0
+        return age_seconds > 3600
+    return True

@@ -1,0 +1,28 @@
+-- Look after one open job whose check is due.
+-- ARGV: id, recheck_ms, max_attempts, failure, failure code
+local id, recheck, max = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local now, state = now_ms(), get('state')
+if state == '' or is_terminal(state) then
+  redis.call('ZREM', open, id)
+  redis.call('ZREM', queued, id)
+  return 'closed'
+end
+if state == 'queued' then
+  redis.call('ZADD', open, now + recheck, id)
+  return 'queued'
+end
+local expiry = tonumber(get('lease_until_ms'))
+if expiry > now then
+  redis.call('ZADD', open, expiry, id)
+  return 'held'
+end
+if get('cancel_requested') == '1' then
+  finish(id, now, 'cancelled', '', '')
+  return 'cancelled'
+end
+if tonumber(get('attempt')) >= max then
+  finish(id, now, 'failed', ARGV[4], ARGV[5])
+  return 'failed'
+end
+requeue(id, now, ARGV[5], now + recheck)
+return 'requeued'

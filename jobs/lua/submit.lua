@@ -1,0 +1,19 @@
+-- Create a job, or find the one that the same Idempotency-Key made.
+-- KEYS[6] the idempotency key's record (or the job key again where there is none).
+-- ARGV: id, created_ms, check_delay_ms, idempotency ttl in ms ('0' for none), fingerprint, field, value, ...
+local id, created, delay, ttl, fingerprint = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+if ttl > 0 then
+  local known = redis.call('HMGET', KEYS[6], 'job', 'fingerprint')
+  if known[1] then
+    return { known[2] == fingerprint and 'replayed' or 'mismatch', known[1] }
+  end
+  redis.call('HSET', KEYS[6], 'job', id, 'fingerprint', fingerprint)
+  redis.call('PEXPIRE', KEYS[6], ttl)
+end
+if redis.call('EXISTS', job) == 1 then return { 'exists', id } end
+set('state', 'queued', 'attempt', 0, 'revision', 0, 'created_ms', created, unpack(ARGV, 6))
+redis.call('ZADD', open, now_ms() + tonumber(delay), id)
+redis.call('ZADD', queued, created, id)
+redis.call('ZADD', index, 0, id)
+bump('queued')
+return { 'created', id }

@@ -1,0 +1,150 @@
+"""The reaper: nothing that was accepted is forgotten.
+
+A thread in every worker and service process. It rings again for jobs that wait too long, takes
+jobs back from workers that fell silent, finishes jobs whose worker died between publishing the
+result and saying so, and rebuilds Redis from the disk after a loss. Running it many times over is
+safe: every change goes through the store's scripts.
+"""
+
+import threading
+
+import structlog
+from celery import Celery
+from redis.exceptions import RedisError
+
+from jobs.blobs import BlobStore, now_ms
+from jobs.job import JobResult
+from jobs.queue import ring, waiting_rings
+from jobs.store import JobStore
+
+_log = structlog.get_logger(__name__)
+
+#: How long after its last ring a queued job is rung for again, where no message waits for it.
+RECHECK_MS = 10_000
+#: A spec this young may belong to a submit that is just about to create its record.
+_SETTLE_MS = 60_000
+
+
+class Reaper:
+    """Looks after open jobs until stopped.
+
+    Args:
+        store: The job store.
+        blobs: The blob store.
+        celery: Where to ring.
+        queue: The Celery queue that the workers listen to.
+        seconds: How often to look.
+    """
+
+    def __init__(
+        self, store: JobStore, blobs: BlobStore, celery: Celery, queue: str, seconds: float
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._celery = celery
+        self._queue = queue
+        self._seconds = seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="reaper", daemon=True)
+
+    def start(self) -> None:
+        """Start looking."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop looking, and wait for a look that is under way."""
+        self._stop.set()
+        self._thread.join()
+
+    def reap_once(self) -> None:
+        """Look after every open job whose check is due."""
+        for job_id in self._store.due():
+            if self._finish_published(job_id):
+                continue
+            if self._blobs.read_spec(job_id) is None:
+                # Its folder was removed by hand: there is nothing to run, and nobody to tell.
+                _log.warning("spec_missing", job_id=job_id)
+            found = self._store.reap(job_id, RECHECK_MS)
+            if found in ("failed", "cancelled"):
+                self.publish_end(job_id)
+            if found == "requeued" or (found == "queued" and self._rings_are_missing()):
+                _log.info("rang_again", job_id=job_id, found=found)
+                ring(self._celery, job_id)
+
+    def rebuild(self) -> int:
+        """Bring back every job that is on disk and not in Redis.
+
+        Returns:
+            How many were brought back.
+        """
+        rebuilt = 0
+        for job_id in self._blobs.job_ids():
+            if self._store.redis.exists(f"modelpress:job:{job_id}"):
+                continue
+            spec = self._blobs.read_spec(job_id)
+            result = self._blobs.read_result(job_id)
+            if spec is None or (result is None and now_ms() - spec.created_ms < _SETTLE_MS):
+                continue
+            if self._store.submit(spec).outcome == "created":
+                rebuilt += 1
+            if result is not None:
+                self._store.finish(result, token=None)
+            else:
+                ring(self._celery, job_id)
+        if rebuilt:
+            _log.warning("rebuilt_from_disk", jobs=rebuilt)
+        return rebuilt
+
+    def publish_end(self, job_id: str) -> None:
+        """Write down how a job ended that ended in Redis first, so that a rebuild knows."""
+        publish_end(self._store, self._blobs, job_id)
+
+    def _finish_published(self, job_id: str) -> bool:
+        result = self._blobs.read_result(job_id)
+        if result is None:
+            return False
+        outcome = self._store.finish(result, token=None)
+        _log.info("finished_published", job_id=job_id, outcome=outcome)
+        if outcome == "ended":
+            self._store.reap(job_id, RECHECK_MS)
+        return True
+
+    def _rings_are_missing(self) -> bool:
+        # As long as as many messages wait as jobs do, each job will have its turn.
+        return waiting_rings(self._store.redis, self._queue) < self._store.counts()["queued"]
+
+    def _loop(self) -> None:
+        looks = 0
+        while not self._stop.wait(self._seconds if looks else 0):
+            try:
+                # After a loss of Redis all jobs are missing at once; a full look is cheap enough
+                # to have once a minute, and once at the start.
+                if looks % max(1, round(60 / self._seconds)) == 0:
+                    self.rebuild()
+                    self._blobs.sweep()
+                self.reap_once()
+            except (RedisError, OSError) as error:
+                _log.warning("reaper_failed", error=str(error))
+            looks += 1
+
+
+def publish_end(store: JobStore, blobs: BlobStore, job_id: str) -> None:
+    """Write down how a job ended that ended in Redis first, so that a rebuild knows.
+
+    Args:
+        store: The job store.
+        blobs: The blob store.
+        job_id: A job that failed or was cancelled without a runner to say so.
+    """
+    job = store.get(job_id)
+    if job is None or job.state not in ("failed", "cancelled") or blobs.read_spec(job_id) is None:
+        return
+    blobs.publish_result(
+        JobResult(
+            id=job.id,
+            state=job.state,
+            attempt=job.attempt,
+            failure=job.failure,
+            finished_ms=now_ms(),
+        )
+    )

@@ -1,0 +1,269 @@
+"""The recipe: what a client asks to be done to a model.
+
+One schema for YAML and JSON, published in openapi.yaml. Unknown keys are refused, and every error
+carries a JSON pointer. Only what the service really does is in here.
+"""
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from jobs.problems import Detail, Problem
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_seconds(value: object) -> object:
+    """Turn ``90``, ``"90s"``, ``"30m"`` or ``"2h"`` into seconds; leave the rest to pydantic.
+
+    Raises:
+        ValueError: A string that is no duration.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("a duration is a number and a unit, such as 90s, 30m or 2h")
+    return float(match[1]) * _SECONDS_PER_UNIT[match[2]]
+
+
+Seconds = Annotated[float, BeforeValidator(parse_seconds)]
+Pattern = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PruneStep(_Strict):
+    """Set weights to zero, an exact number of them."""
+
+    op: Literal["prune"]
+    method: Literal["magnitude", "random"] = Field(
+        "magnitude", description="What decides: the smallest absolute values, or a seeded draw."
+    )
+    structure: Literal["unstructured", "2:4", "4:8"] = Field(
+        "unstructured",
+        description="`unstructured`, or N zeros in every group of M consecutive inputs.",
+    )
+    sparsity: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Fraction of weights that become zero, in [0, 1). N:M structures imply 0.5.",
+    )
+    scope: Literal["tensor", "row", "global"] = Field(
+        "tensor", description="Within what the fraction is counted."
+    )
+    biases: bool = Field(False, description="Prune the biases of the selected modules too.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of `method: random`.")
+    include: tuple[Pattern, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="fnmatch patterns on module names. Default: every Linear and Conv but the "
+        "output head; embeddings and the head only where a pattern names them.",
+    )
+    exclude: tuple[Pattern, ...] = Field(
+        (), max_length=1000, description="fnmatch patterns on module names, applied last."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PruneStep":
+        if self.structure == "unstructured":
+            if self.sparsity is None:
+                raise ValueError("sparsity is needed, for example 0.5")
+            return self
+        if self.sparsity not in (None, 0.5):
+            raise ValueError(f"structure {self.structure} means sparsity 0.5; leave sparsity out")
+        if "scope" in self.model_fields_set:
+            raise ValueError(f"structure {self.structure} is counted per group; leave scope out")
+        if self.biases:
+            raise ValueError(f"structure {self.structure} has no meaning for biases")
+        return self
+
+
+class QuantizeStep(_Strict):
+    """Round weights to int8, symmetric, one scale per output channel."""
+
+    op: Literal["quantize"]
+    scheme: Literal["w8a16", "w8a8"] = Field(
+        description="`w8a16`: weights only. `w8a8`: activations too, rounded at run time per token."
+    )
+    include: tuple[Pattern, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="fnmatch patterns on module names. Default: every Linear and Conv but the "
+        "output head.",
+    )
+    exclude: tuple[Pattern, ...] = Field(
+        (), max_length=1000, description="fnmatch patterns on module names, applied last."
+    )
+
+
+Step = Annotated[PruneStep | QuantizeStep, Field(discriminator="op")]
+
+
+class Budget(_Strict):
+    """Limits that stop the job rather than be passed."""
+
+    host_memory: ByteSize | None = Field(
+        None, gt=0, description="Peak resident memory of the runner, such as `2GiB`."
+    )
+    disk: ByteSize | None = Field(None, gt=0, description="Size of the artifact, such as `20GiB`.")
+    runtime: Seconds | None = Field(
+        None, gt=0, le=14 * 86400, description="Wall clock of one attempt, such as `2h`."
+    )
+
+
+class Gate(_Strict):
+    """Conditions that the result must meet; the job fails with `gate_failed` otherwise."""
+
+    max_size_ratio: float | None = Field(
+        None, gt=0, description="Artifact bytes over model bytes, at most."
+    )
+
+
+class Output(_Strict):
+    """What the artifact is written as."""
+
+    format: Literal["auto", "compressed-tensors", "safetensors"] = Field(
+        "auto",
+        description="`auto`: compressed-tensors for a transformers folder that is quantized, plain "
+        "safetensors with a load.py otherwise.",
+    )
+
+
+class Recipe(_Strict):
+    """What to do to a model, in order, and within what limits."""
+
+    steps: tuple[Step, ...] = Field(min_length=1, max_length=16)
+    budget: Budget = Budget()
+    gate: Gate = Gate()
+    output: Output = Output()
+
+    @model_validator(mode="after")
+    def _order(self) -> "Recipe":
+        quantizations = [i for i, step in enumerate(self.steps) if step.op == "quantize"]
+        if len(quantizations) > 1:
+            raise ValueError("a recipe has at most one quantize step")
+        if quantizations and quantizations[0] != len(self.steps) - 1:
+            raise ValueError("quantize is the last step: prune first, then quantize")
+        return self
+
+
+def parse_recipe(members: object, pointer: str = "") -> Recipe:
+    """Check a recipe that was already read from JSON or YAML.
+
+    Args:
+        members: The recipe as plain values.
+        pointer: Where the recipe stands in the request, put before each error's pointer.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        Problem: `invalid_recipe`, with a JSON pointer for each fault.
+    """
+    try:
+        return Recipe.model_validate(members)
+    except ValidationError as error:
+        faults = [dict(fault) for fault in error.errors(include_url=False)]
+        # A step that failed does not count as a step; saying so twice would only confuse.
+        if len(faults) > 1:
+            faults = [fault for fault in faults if fault["type"] != "too_short"] or faults
+        details = [_detail(fault, pointer) for fault in faults]
+        raise Problem(
+            "invalid_recipe",
+            "; ".join(f"{d.pointer or '/'}: {d.detail}" for d in details),
+            errors=details,
+        ) from error
+
+
+def load_recipe(text: str | bytes) -> Recipe:
+    """Read a recipe written in YAML or JSON.
+
+    Args:
+        text: The document; JSON is read as the YAML that it is.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        Problem: `invalid_recipe`: not YAML, or not a recipe.
+    """
+    return parse_recipe(load_document(text))
+
+
+def load_document(text: str | bytes) -> Any:  # noqa: ANN401 - whatever the document holds
+    """Read one YAML or JSON document without aliases, which could grow without bound.
+
+    Args:
+        text: The document.
+
+    Returns:
+        Its plain values.
+
+    Raises:
+        Problem: `invalid_recipe`: the document cannot be read.
+    """
+    try:
+        source = text.decode("utf-8") if isinstance(text, bytes) else text
+        try:
+            return json.loads(source)
+        except json.JSONDecodeError:
+            return yaml.load(source, Loader=_RecipeLoader)  # noqa: S506 - a SafeLoader
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise Problem(
+            "invalid_recipe", f"The recipe is neither JSON nor YAML: {reason}."
+        ) from error
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """A safe loader that refuses aliases and reads ``1e-4`` as the number people mean."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - yaml's own signature
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed in a recipe")
+        return super().compose_node(parent, index)
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _detail(fault: dict[str, Any], prefix: str) -> Detail:
+    # pydantic puts the chosen member of a union ("prune") into the location; a pointer has no such
+    # part, so it is dropped where it follows a step's number.
+    parts: list[str] = []
+    for i, part in enumerate(fault["loc"]):
+        if part in ("prune", "quantize") and i == 2 and fault["loc"][0] == "steps":
+            continue
+        parts.append(str(part).replace("~", "~0").replace("/", "~1"))
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        message = "is not a key that the recipe knows"
+    elif fault["type"] == "union_tag_invalid":
+        message = (
+            f"op {fault['ctx']['tag']!r} is not offered; this service offers prune and quantize"
+        )
+    elif fault["type"] == "union_tag_not_found":
+        message = "op is missing; this service offers prune and quantize"
+    return Detail(prefix + "".join(f"/{part}" for part in parts), fault["type"], message)

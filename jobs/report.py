@@ -1,0 +1,139 @@
+"""The report of a job: what was measured, before next to after.
+
+The runner writes it, the service hands it out as JSON or HTML, the client prints it. All sizes are
+bytes (int), all times seconds (float).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Bytes = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelFacts(_Value):
+    """The model that came in."""
+
+    format: str
+    architecture: str | None
+    bytes: Bytes = Field(description="Bytes of its safetensors files.")
+    parameters: Count
+    parameters_by_dtype: dict[str, Count]
+
+
+class ArtifactFacts(_Value):
+    """The artifact that came out."""
+
+    format: Literal["compressed-tensors", "safetensors"]
+    bytes: Bytes = Field(description="Bytes of its safetensors files.")
+    size_ratio: float = Field(description="Artifact bytes over model bytes.")
+
+
+class HostMemory(_Value):
+    """Peaks of the runner's resident memory, sampled from the kernel's own counters."""
+
+    anonymous_peak_bytes: Bytes = Field(description="Memory that belongs to the process alone.")
+    file_peak_bytes: Bytes = Field(description="Page cache mapped into the process.")
+    resident_peak_bytes: Bytes = Field(description="Peak of the sum of both.")
+
+
+class DeviceMemory(_Value):
+    """Peaks of the CUDA allocator."""
+
+    allocated_peak_bytes: Bytes = Field(description="Held by tensors.")
+    reserved_peak_bytes: Bytes = Field(description="Held by the allocator.")
+
+
+class Memory(_Value):
+    """Memory of the whole job."""
+
+    idle: HostMemory = Field(description="The runner before it touched the model.")
+    peak: HostMemory
+    device: DeviceMemory | None = Field(description="None where no device was used.")
+    added_anonymous_bytes: Bytes = Field(
+        description="Peak anonymous memory above the idle level: what this job cost."
+    )
+    budget_bytes: Bytes | None = Field(description="budget.host_memory, where one was given.")
+    headroom_bytes: int | None = Field(description="Budget minus resident peak.")
+
+
+class StepReport(_Value):
+    """One step of the recipe."""
+
+    op: Literal["prune", "quantize"]
+    method: str = Field(description="`magnitude`, `random`, or the scheme of a quantize step.")
+    seconds: Seconds = Field(description="Time spent in the step's own arithmetic.")
+    bytes_read: Bytes = Field(
+        description="Read for this step alone. The pass that writes the artifact reads every "
+        "tensor once for all steps, and counts for the last one."
+    )
+    bytes_written: Bytes
+    tensors_changed: Count
+    weights_pruned: Count = Field(description="Weights that this step set to zero; 0 for quantize.")
+
+
+class TensorState(_Value):
+    """A tensor before or after."""
+
+    dtype: str = Field(
+        description="Of the weight; of the packed or int8 weight after quantization."
+    )
+    bytes: Bytes = Field(description="With its scale and shape, where quantized.")
+    sparsity: float = Field(description="Fraction of exact zeros.")
+
+
+class TensorReport(_Value):
+    """One tensor that the job changed."""
+
+    name: str
+    shape: tuple[int, ...]
+    before: TensorState
+    after: TensorState
+    relative_rmse: float = Field(
+        description="Root mean square of the difference over that of the weight, after all steps."
+    )
+    max_error_steps: float | None = Field(
+        description="Largest rounding difference in units of the scale; None where not quantized."
+    )
+
+
+class Skipped(_Value):
+    """A tensor that a step could have changed and did not, and why."""
+
+    name: str
+    op: Literal["prune", "quantize"]
+    reason: str
+
+
+class Loader(_Value):
+    """Whether a loader of the ecosystem opens the artifact."""
+
+    ok: bool
+    note: str
+
+
+class Speed(_Value):
+    """How fast the job ran."""
+
+    total_seconds: Seconds = Field(description="Of the compression, without queueing or hashing.")
+    input_bytes_per_second: float
+
+
+class Report(_Value):
+    """Everything measured about one job."""
+
+    model: ModelFacts
+    artifact: ArtifactFacts
+    memory: Memory
+    steps: tuple[StepReport, ...]
+    tensors: tuple[TensorReport, ...]
+    skipped: tuple[Skipped, ...]
+    loaders: dict[str, Loader]
+    speed: Speed
+    versions: dict[str, str]

@@ -1,0 +1,75 @@
+"""Every setting of the service and the worker, read from the environment in this one place."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import ByteSize, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings, each an environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address that the service listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the service; 0 takes a free one.")
+    data_dir: Path = Field(
+        Path(".data"),
+        description="Folder of models, jobs and artifacts; Redis too under `make up`.",
+    )
+    redis_url: str = Field(
+        "", description="Redis to use. Empty: `make up` starts its own inside DATA_DIR."
+    )
+    service_threads: int = Field(
+        32, ge=2, description="Threads of the service; a long poll or an event stream holds one."
+    )
+    max_upload: ByteSize = Field(
+        ByteSize(1024**4), gt=0, description="Largest upload, such as `200GiB`."
+    )
+    max_extracted: ByteSize = Field(
+        ByteSize(1024**4), gt=0, description="Largest sum of files unpacked from one archive."
+    )
+    max_long_polls: int = Field(
+        16,
+        ge=0,
+        description="Long polls and event streams held at once; further ones are answered at once.",
+    )
+    queue: str = Field(
+        "cpu", description="Celery queue that the service rings and this worker listens to."
+    )
+    lease_seconds: float = Field(
+        30, gt=1, description="A running job whose worker is silent this long is given to another."
+    )
+    renew_seconds: float = Field(
+        1, gt=0, description="How often a worker renews its lease, and so learns of a cancel."
+    )
+    max_attempts: int = Field(3, ge=1, description="Attempts before a job fails for good.")
+    reap_seconds: float = Field(
+        5, gt=0, description="How often each process looks for jobs left behind."
+    )
+    max_runtime_seconds: float = Field(
+        86400, gt=0, description="Wall clock of one attempt, where the recipe sets no smaller one."
+    )
+    device: str = Field(
+        "auto", pattern="^(auto|cpu|cuda)$", description="Where a worker computes: auto, cpu, cuda."
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: str = Field("json", pattern="^(json|console)$", description="json or console.")
+
+    @property
+    def redis(self) -> str:
+        """The Redis URL in force."""
+        return self.redis_url or f"unix://{self.redis_socket}"
+
+    @property
+    def redis_socket(self) -> Path:
+        """The socket of the Redis that `make up` starts for this data folder."""
+        # A Unix socket's path is limited to about 100 bytes, so a deep folder gets a short alias.
+        path = self.data_dir.resolve() / "redis.sock"
+        if len(os.fsencode(path)) < 100:
+            return path
+        digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
+        return Path(tempfile.gettempdir()) / f"modelpress-{digest}.sock"

@@ -1,0 +1,433 @@
+"""The truth about jobs: records in Redis that change only through Lua scripts.
+
+Every change of state is one script, so two processes cannot both make it. A worker holds a job
+under a lease with a fencing token: whoever comes back from the dead holds an old token and is
+refused. The scripts lie in `jobs/lua`, one file per change.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any, Literal, cast
+
+from redis import Redis
+from redis.commands.core import Script
+
+from jobs.job import Artifact, Attempt, Job, JobResult, JobSpec, JobState, Progress
+from jobs.problems import Problem
+from jobs.recipe import Recipe
+
+IDEMPOTENCY_SECONDS = 7 * 86400
+_PREFIX = "modelpress:"
+_OPEN, _QUEUED, _INDEX, _FENCE = (_PREFIX + n for n in ("open", "queued", "index", "fence"))
+_SCRIPTS = ("submit", "claim", "renew", "release", "finish", "cancel", "reap", "remove")
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What became of a submit.
+
+    Attributes:
+        outcome: `created`; `replayed`: the same Idempotency-Key and request made the job before;
+            `mismatch`: the key was used for a different request; `exists`: the id is taken.
+        job_id: The job, new or known.
+    """
+
+    outcome: Literal["created", "replayed", "mismatch", "exists"]
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What became of a claim.
+
+    Attributes:
+        outcome: `claimed`; `held` by another; `ended` or `missing`: nothing to do; `exhausted`:
+            the attempts were used up and the job failed by this call.
+        token: The fencing token, where claimed.
+        attempt: The attempt's number, where claimed.
+    """
+
+    outcome: Literal["claimed", "held", "ended", "missing", "exhausted"]
+    token: int = 0
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What a renewal brings back.
+
+    Attributes:
+        held: Whether the lease is still ours; where not, the runner must stop at once.
+        cancel_requested: Whether the client wants the job to end.
+    """
+
+    held: bool
+    cancel_requested: bool
+
+
+@dataclass(frozen=True)
+class Event:
+    """One visible change of a job.
+
+    Attributes:
+        id: Its place in the job's stream.
+        type: A state, `progress`, `cancel_requested` or `requeued`.
+        data: Revision, state, attempt, progress and failure at that moment.
+    """
+
+    id: str
+    type: str
+    data: dict[str, Any]
+
+
+class JobStore:
+    """Records of jobs.
+
+    Args:
+        redis: A connection made with ``decode_responses=True``.
+        lease_seconds: How long a worker may be silent.
+        max_attempts: How often a job may be claimed.
+    """
+
+    def __init__(self, redis: Redis, lease_seconds: float = 30, max_attempts: int = 3) -> None:
+        self.redis = redis
+        self._lease_ms = int(lease_seconds * 1000)
+        self._max_attempts = max_attempts
+        prelude = _read_lua("prelude")
+        self._scripts: dict[str, Script] = {
+            name: redis.register_script(prelude + _read_lua(name)) for name in _SCRIPTS
+        }
+
+    # Changes.
+
+    def submit(
+        self, spec: JobSpec, *, idempotency_key: str | None = None, fingerprint: str = ""
+    ) -> Submitted:
+        """Create the record of a job whose spec is on disk already.
+
+        Args:
+            spec: The job.
+            idempotency_key: The client's key; the same key finds the same job for 7 days.
+            fingerprint: Of the request, to tell a retry from a different request.
+
+        Returns:
+            What became of it. Where not `created`, nothing changed.
+        """
+        extra = [_PREFIX + "idempotency:" + idempotency_key] if idempotency_key else [_key(spec.id)]
+        ttl = IDEMPOTENCY_SECONDS * 1000 if idempotency_key else 0
+        fields = {
+            "model": spec.model,
+            "recipe": spec.recipe.model_dump_json(),
+            "labels": json.dumps(spec.labels),
+        }
+        flat = [part for pair in fields.items() for part in pair]
+        outcome, job_id = self._run(
+            "submit", spec.id, spec.created_ms, 5000, ttl, fingerprint, *flat, extra_keys=extra
+        )
+        return Submitted(outcome, job_id)
+
+    def claim(self, job_id: str, worker: str) -> Claim:
+        """Take a job, if it may be taken.
+
+        Args:
+            job_id: Which.
+            worker: Who asks, kept in the job's attempts.
+
+        Returns:
+            What became of it. At most one claim in force exists per job at any time, and at most
+            `max_attempts` were ever counted.
+        """
+        last = self.last_reason(job_id)
+        failure = _failure(last, f"The job was given up after {self._max_attempts} attempts.")
+        answer = self._run(
+            "claim",
+            job_id,
+            worker,
+            self._lease_ms,
+            self._max_attempts,
+            *failure,
+            extra_keys=[_FENCE],
+        )
+        return Claim(answer[0], *(int(number) for number in answer[1:]))
+
+    def renew(self, job_id: str, token: int, progress: Progress | None = None) -> Renewal:
+        """Keep a lease.
+
+        Args:
+            job_id: Which.
+            token: From the claim.
+            progress: What to show, if it changed.
+
+        Returns:
+            Whether the lease is held still, and whether a cancel was asked for.
+        """
+        shown = progress.model_dump_json() if progress else ""
+        held, cancel = self._run("renew", job_id, token, self._lease_ms, shown)
+        return Renewal(bool(held), bool(cancel))
+
+    def release(
+        self, job_id: str, token: int, failure: Problem, *, counted: bool = True, delay_ms: int = 0
+    ) -> JobState | Literal["stale"]:
+        """Give a job back after a failure that another attempt may survive.
+
+        Args:
+            job_id: Which.
+            token: From the claim.
+            failure: Why; it is the job's failure where this was the last attempt.
+            counted: False where the attempt was not to blame, as when a worker is shut down.
+            delay_ms: How long to wait before the reaper rings for it.
+
+        Returns:
+            The job's state now, or `stale` where the token is no longer in force.
+        """
+        answer = self._run(
+            "release",
+            job_id,
+            token,
+            int(counted),
+            self._max_attempts,
+            delay_ms,
+            json.dumps(failure.to_dict()),
+            failure.code,
+        )
+        return cast("JobState | Literal['stale']", answer)
+
+    def finish(
+        self, result: JobResult, token: int | None
+    ) -> Literal["finished", "ended", "stale", "missing"]:
+        """End a job whose result is published.
+
+        Args:
+            result: The published result.
+            token: From the claim; None where the published result itself is the proof, as when a
+                worker died between publishing and this call.
+
+        Returns:
+            `finished`, or why not.
+        """
+        failure = json.dumps(result.failure) if result.failure else ""
+        code = result.failure["code"] if result.failure else ""
+        artifact = result.artifact.model_dump_json() if result.artifact else ""
+        answer = self._run(
+            "finish",
+            result.id,
+            "" if token is None else token,
+            result.state,
+            failure,
+            code,
+            artifact,
+        )
+        return cast("Literal['finished', 'ended', 'stale', 'missing']", answer)
+
+    def cancel(self, job_id: str) -> JobState | Literal["missing"]:
+        """End a queued job at once, ask for the end of a running one, leave an ended one alone.
+
+        Returns:
+            The job's state now.
+        """
+        return cast("JobState | Literal['missing']", self._run("cancel", job_id))
+
+    def reap(
+        self, job_id: str, recheck_ms: int
+    ) -> Literal["closed", "queued", "held", "cancelled", "failed", "requeued"]:
+        """Look after one open job whose check is due.
+
+        Args:
+            job_id: Which.
+            recheck_ms: When to look at a queued job again.
+
+        Returns:
+            What was found or done. `queued` and `requeued` want a ring.
+        """
+        failure = _failure("worker_lost", f"The worker was lost {self._max_attempts} times.")
+        answer = self._run("reap", job_id, recheck_ms, self._max_attempts, *failure)
+        return cast(
+            "Literal['closed', 'queued', 'held', 'cancelled', 'failed', 'requeued']", answer
+        )
+
+    def remove(self, job_id: str) -> Literal["removed", "live", "missing"]:
+        """Forget a job that has ended."""
+        return cast("Literal['removed', 'live', 'missing']", self._run("remove", job_id))
+
+    # Questions.
+
+    def get(self, job_id: str) -> Job | None:
+        """Give a job's record, or None where there is none."""
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.hgetall(_key(job_id))
+        pipe.zrank(_QUEUED, job_id)
+        fields, position = pipe.execute()
+        return _job(job_id, fields, position) if fields else None
+
+    def last_reason(self, job_id: str) -> str:
+        """Give the problem code that ended the job's last attempt, or `worker_lost`."""
+        attempts = json.loads(self.redis.hget(_key(job_id), "attempts") or "[]")
+        return (attempts[-1].get("reason") if attempts else None) or "worker_lost"
+
+    def page(
+        self,
+        limit: int,
+        before: str | None = None,
+        state: JobState | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> tuple[list[Job], str | None]:
+        """Give a page of jobs, newest first.
+
+        Args:
+            limit: At most this many.
+            before: Only jobs older than this id.
+            state: Only jobs in this state.
+            labels: Only jobs with all of these labels.
+
+        Returns:
+            The jobs, and the id to continue before, or None at the end.
+        """
+        jobs: list[Job] = []
+        for job in self._walk(before):
+            if state is not None and job.state != state:
+                continue
+            if labels and any(job.labels.get(key) != value for key, value in labels.items()):
+                continue
+            if len(jobs) == limit:
+                return jobs, jobs[-1].id
+            jobs.append(job)
+        return jobs, None
+
+    def due(self, limit: int = 100) -> list[str]:
+        """Give open jobs whose check is due, the most overdue first."""
+        seconds, microseconds = self.redis.time()
+        now = seconds * 1000 + microseconds // 1000
+        return cast(
+            "list[str]",
+            self.redis.zrange(_OPEN, "-inf", str(now), byscore=True, offset=0, num=limit),
+        )
+
+    def open_ids(self) -> list[str]:
+        """Give every job that has not ended."""
+        return cast("list[str]", self.redis.zrange(_OPEN, 0, -1))
+
+    def counts(self) -> dict[str, int]:
+        """Count queued, open and all jobs."""
+        pipe = self.redis.pipeline(transaction=False)
+        for key in (_QUEUED, _OPEN, _INDEX):
+            pipe.zcard(key)
+        queued, open_, known = pipe.execute()
+        return {"queued": queued, "running": max(0, open_ - queued), "known": known}
+
+    def events(self, job_id: str, after: str = "0", block_ms: int | None = None) -> list[Event]:
+        """Give the events after one of them.
+
+        Args:
+            job_id: Which job.
+            after: The last event's id that the caller has seen; "0" for all that are kept, "$" for
+                none but new ones.
+            block_ms: How long to wait for one where there is none yet; None to return at once.
+
+        Returns:
+            The events, oldest first; empty where none came.
+        """
+        answer = self.redis.xread({_key(job_id) + ":events": after}, block=block_ms)
+        if not answer:
+            return []
+        [[_, rows]] = cast("list[Any]", answer)
+        return [Event(row, fields["type"], json.loads(fields["data"])) for row, fields in rows]
+
+    # Inside.
+
+    def _run(
+        self, name: str, job_id: str, *args: str | int, extra_keys: list[str] | None = None
+    ) -> Any:  # noqa: ANN401 - each script has its own answer
+        keys = [_key(job_id), _key(job_id) + ":events", _OPEN, _QUEUED, _INDEX, *(extra_keys or [])]
+        return self._scripts[name](keys=keys, args=[job_id, *args])
+
+    def _walk(self, before: str | None) -> Iterator[Job]:
+        end = f"({before}" if before else "+"
+        while True:
+            ids = cast(
+                "list[str]",
+                self.redis.zrange(_INDEX, end, "-", desc=True, bylex=True, offset=0, num=100),
+            )
+            pipe = self.redis.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.hgetall(_key(job_id))
+                pipe.zrank(_QUEUED, job_id)
+            rows = pipe.execute()
+            for i, job_id in enumerate(ids):
+                if rows[2 * i]:
+                    yield _job(job_id, rows[2 * i], rows[2 * i + 1])
+            if len(ids) < 100:
+                return
+            end = f"({ids[-1]}"
+
+
+def connect(url: str) -> Redis:
+    """Open a connection pool to Redis.
+
+    Args:
+        url: ``redis://…``, ``rediss://…`` or ``unix://…``.
+
+    Returns:
+        A client that decodes answers and notices a dead server.
+    """
+    return Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_connect_timeout=5,
+        socket_timeout=70,
+        health_check_interval=25,
+    )
+
+
+def _key(job_id: str) -> str:
+    return f"{_PREFIX}job:{job_id}"
+
+
+def _read_lua(name: str) -> str:
+    return (resources.files("jobs") / "lua" / f"{name}.lua").read_text()
+
+
+def _failure(code: str, detail: str) -> tuple[str, str]:
+    problem = Problem(code, detail)
+    return json.dumps(problem.to_dict()), problem.code
+
+
+def _job(job_id: str, fields: dict[str, str], position: int | None) -> Job:
+    def moment(milliseconds: str | None) -> datetime | None:
+        return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None
+
+    def members(name: str) -> Any:  # noqa: ANN401 - whatever the field holds
+        return json.loads(fields[name]) if fields.get(name) else None
+
+    attempts = [
+        Attempt(
+            number=row["number"],
+            worker=row["worker"],
+            started_at=cast("datetime", moment(row["started_ms"])),
+            ended_at=moment(row.get("ended_ms")),
+            outcome=row.get("outcome"),
+            reason=row.get("reason"),
+        )
+        for row in members("attempts") or []
+    ]
+    artifact = members("artifact")
+    return Job(
+        id=job_id,
+        state=cast("JobState", fields["state"]),
+        revision=int(fields["revision"]),
+        attempt=int(fields["attempt"]),
+        attempts=tuple(attempts),
+        model=fields["model"],
+        recipe=Recipe.model_validate_json(fields["recipe"]),
+        labels=members("labels") or {},
+        cancel_requested=fields.get("cancel_requested") == "1",
+        progress=members("progress"),
+        queue_position=position,
+        created_at=cast("datetime", moment(fields["created_ms"])),
+        started_at=moment(fields.get("started_ms")),
+        finished_at=moment(fields.get("finished_ms")),
+        failure=members("failure"),
+        artifact=Artifact.model_validate(artifact) if artifact else None,
+    )
