@@ -1,0 +1,50 @@
+# Two commands matter: `make demo` and `make test`. Each sets up what it needs on a fresh machine
+# with Python 3.11 or newer, git and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Which build of torch: 2.13.0 is what the constraints pin. Without a GPU, choose the CPU build with
+#   make TORCH_INDEX=https://download.pytorch.org/whl/cpu …
+TORCH_INDEX ?=
+SETUP := $(VENV)/.ready
+
+.PHONY: demo up test test-fast check style openapi clean
+
+demo: $(SETUP)
+	$(BIN)/python -m local.demo
+
+up: $(SETUP)
+	@$(BIN)/python -m local.up
+
+test: check
+	$(BIN)/python -m pytest
+
+test-fast: $(SETUP)
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(SETUP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pydoclint --quiet jobs compression service worker modelpress local
+	$(BIN)/codespell jobs compression service worker modelpress local tests docs examples benchmarks README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/python -m service.openapi --check
+
+style: $(SETUP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+openapi: $(SETUP)
+	$(BIN)/python -m service.openapi > openapi.yaml
+
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(SETUP)
+
+clean:
+	rm -rf $(VENV) .data build *.egg-info

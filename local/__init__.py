@@ -1,0 +1,1 @@
+"""One machine, no docker, no root: what `make up` and `make demo` run."""

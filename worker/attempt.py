@@ -1,0 +1,147 @@
+"""One attempt at a job: watch its runner, enforce its limits, say how it ended.
+
+Nothing here decides what an end means for the job; that is `worker.supervisor`.
+"""
+
+import select
+import signal
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.job import Progress
+from jobs.problems import Problem
+from worker.lease import Lease
+from worker.runner_process import Runner, TemplateDiedError
+
+_LOOK_SECONDS = 1.0
+#: A memory budget is looked after more often than the clock.
+_MEMORY_LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended.
+
+    Attributes:
+        kind: `done`: the runner left an artifact and a report; `failed`: `problem` says why;
+            `cancelled`: the client asked for it; `drained`: the worker is being shut down;
+            `lost`: the job may be another worker's by now.
+        problem: Why it failed.
+    """
+
+    kind: Literal["done", "failed", "cancelled", "drained", "lost"]
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an attempt may use.
+
+    Attributes:
+        runtime_seconds: Wall clock.
+        host_memory_bytes: Resident memory of the runner and what it starts, or None.
+    """
+
+    runtime_seconds: float
+    host_memory_bytes: int | None
+
+
+def watch(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> Outcome:
+    """Watch a runner to its end.
+
+    Args:
+        runner: Just started; it is gone when this returns.
+        lease: The job's lease; its verdict stops the runner.
+        limits: What the attempt may use; passing one stops the runner.
+        drain: A descriptor that becomes readable when the worker is to shut down.
+
+    Returns:
+        How the attempt ended.
+    """
+    try:
+        outcome = _follow(runner, lease, limits, drain)
+        if runner.is_running:
+            runner.kill()
+    except TemplateDiedError as error:
+        outcome = Outcome("failed", Problem("runner_died", f"The runner's parent died: {error}."))
+    finally:
+        runner.close()
+    return outcome
+
+
+def _follow(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> Outcome:
+    deadline = time.monotonic() + limits.runtime_seconds
+    look = _MEMORY_LOOK_SECONDS if limits.host_memory_bytes else _LOOK_SECONDS
+    wake = [lease.fileno()] if drain is None else [lease.fileno(), drain]
+    pace = Pace()
+    said: Outcome | None = None
+    while True:
+        for message in runner.messages(min(look, max(0.0, deadline - time.monotonic())), wake):
+            if message.kind == "progress":
+                lease.tell(pace.estimate(Progress(**message.value), time.monotonic()))
+            elif message.kind == "done":
+                said = Outcome("done")
+            elif message.kind == "problem":
+                said = Outcome("failed", Problem.from_dict(message.value))
+            else:
+                return said or Outcome("failed", _died(message.value))
+        if lease.verdict is not None:
+            return Outcome(lease.verdict)
+        if drain is not None and select.select([drain], [], [], 0)[0]:
+            return Outcome("drained", Problem("drained", "The worker was shut down."))
+        problem = _passed_limit(runner, limits, deadline)
+        if problem is not None:
+            return Outcome("failed", problem)
+
+
+def _passed_limit(runner: Runner, limits: Limits, deadline: float) -> Problem | None:
+    if time.monotonic() > deadline:
+        return Problem(
+            "runtime_exceeded",
+            f"The attempt ran longer than {limits.runtime_seconds:g} s. Raise budget.runtime.",
+            extra={"limit_seconds": limits.runtime_seconds},
+        )
+    budget = limits.host_memory_bytes
+    if budget is not None and (used := runner.resident_bytes()) > budget:
+        return Problem(
+            "memory_budget_exceeded",
+            f"The runner held {used} bytes; the budget is {budget}. Raise budget.host_memory.",
+            extra={"resident_bytes": used, "budget_bytes": budget},
+        )
+    return None
+
+
+def _died(exit_code: int) -> Problem:
+    if exit_code < 0:
+        reason = f"was killed by {signal.Signals(-exit_code).name}"
+    else:
+        reason = f"exited with status {exit_code} without a word"
+    return Problem("runner_died", f"The runner {reason}.")
+
+
+class Pace:
+    """Estimates the time left from the last ten reports of progress."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, Progress]] = deque(maxlen=10)
+
+    def estimate(self, progress: Progress, now: float) -> Progress:
+        """Add an ETA to a progress.
+
+        Args:
+            progress: As the runner told it.
+            now: When, in seconds of any steady clock.
+
+        Returns:
+            The same with `eta_seconds`, or None in it where the phase has only begun.
+        """
+        if self._recent and self._recent[-1][1].phase != progress.phase:
+            self._recent.clear()
+        self._recent.append((now, progress))
+        then, first = self._recent[0]
+        if progress.done <= first.done:
+            return progress
+        eta = (progress.total - progress.done) * (now - then) / (progress.done - first.done)
+        return progress.model_copy(update={"eta_seconds": round(eta, 2)})

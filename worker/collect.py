@@ -1,0 +1,127 @@
+"""Take what a runner left behind as if it were hostile, and make it an artifact.
+
+The runner worked on a stranger's bytes. So nothing it wrote is trusted: only regular files count,
+links are not followed, headers are read again, and the digests are computed here.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+from pydantic import ValidationError
+
+from jobs.blobs import fsync, write_json
+from jobs.job import Artifact, ArtifactFile
+from jobs.problems import Problem
+from jobs.report import Report
+from jobs.safetensors_header import read_header
+
+MANIFEST_NAME = "manifest.json"
+MAX_REPORT_BYTES = 64 * 1024**2
+MAX_FILES = 10_000
+#: Up to this size the sha-256 is computed before the job succeeds; it takes milliseconds.
+INLINE_SHA256_BYTES = 16 * 1024**2
+_READ_BYTES = 4 * 1024**2
+
+Check = Callable[[], None]
+
+
+def collect_artifact(folder: Path, about: dict[str, Any], check: Check) -> Artifact:
+    """Check and hash the files of a runner's artifact and write its manifest.
+
+    Args:
+        folder: The files.
+        about: What the manifest says beside the files: model, recipe, versions. Nothing that
+            differs between two runs of the same job, so that equal jobs give equal artifacts.
+        check: Called between pieces; raises to stop.
+
+    Returns:
+        The artifact, the manifest among its files. Every file is durable on disk.
+
+    Raises:
+        Problem: `invalid_artifact`: something in the folder is not what a runner may leave.
+    """
+    paths = sorted(_walk(folder))
+    if not any(path.suffix == ".safetensors" for path in paths):
+        raise Problem("invalid_artifact", "The runner left no safetensors file.")
+    rows = [{"path": str(path.relative_to(folder)), **_measure(path, check)} for path in paths]
+    write_json(folder / MANIFEST_NAME, {"version": 1, **about, "files": rows})
+    rows.append({"path": MANIFEST_NAME, **_measure(folder / MANIFEST_NAME, check)})
+    rows.sort(key=lambda row: str(row["path"]))
+    total = sum(row["bytes"] for row in rows)
+    listing = "".join(f"{row['blake3']}  {row['path']}\n" for row in rows)
+    inline = total <= INLINE_SHA256_BYTES
+    files = tuple(
+        ArtifactFile(**row, sha256=sha256(folder / row["path"]) if inline else None) for row in rows
+    )
+    return Artifact(
+        bytes=total, digest=f"blake3:{blake3(listing.encode()).hexdigest()}", files=files
+    )
+
+
+def read_report(path: Path) -> Report:
+    """Read the report that a runner left.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The report, checked against its schema.
+
+    Raises:
+        Problem: `invalid_artifact`: there is none, or it is not a report.
+    """
+    try:
+        if path.stat(follow_symlinks=False).st_size > MAX_REPORT_BYTES:
+            raise Problem(
+                "invalid_artifact", f"The report is larger than {MAX_REPORT_BYTES} bytes."
+            )
+        return Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise Problem(
+            "invalid_artifact", f"The runner's report cannot be read: {error}."
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Give the sha-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen = 0
+    for root, folders, files in os.walk(folder, followlinks=False):
+        for name in (*folders, *files):
+            path = Path(root) / name
+            mode = path.lstat().st_mode
+            seen += 1
+            if seen > MAX_FILES:
+                raise Problem("invalid_artifact", f"The runner left more than {MAX_FILES} files.")
+            if stat.S_ISREG(mode):
+                yield path
+            elif not stat.S_ISDIR(mode):
+                raise Problem("invalid_artifact", f"The runner left {name!r}, which is no file.")
+
+
+def _measure(path: Path, check: Check) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        try:
+            read_header(path)
+        except Problem as problem:
+            raise Problem("invalid_artifact", f"{path.name}: {problem.detail}") from problem
+    hasher = blake3()
+    size = 0
+    buffer = bytearray(_READ_BYTES)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while read := file.readinto(buffer):
+            hasher.update(view[:read])
+            size += read
+            check()
+    fsync(path)
+    return {"bytes": size, "blake3": hasher.hexdigest()}

@@ -1,0 +1,108 @@
+"""The runner: the fresh process that does one job and dies.
+
+It is forked from the warm template (`worker.template`), holds no connection to anything, and talks
+to its supervisor through one pipe: a JSON line per message.
+
+    {"progress": {...}}         any number of times
+    {"problem": {...}}          the job failed for a reason that the catalogue names
+    {"done": true}              the artifact and report.json are in the work folder
+"""
+
+import errno
+import json
+import os
+import resource
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from compression.pipeline import Progress, compress
+
+from jobs.problems import Problem
+from jobs.recipe import parse_recipe
+
+ARTIFACT_NAME = "artifact"
+REPORT_NAME = "report.json"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a runner is told.
+
+    Attributes:
+        model_folder: The model's files; read, never written.
+        work_folder: Where the artifact and the report go.
+        recipe: The recipe as plain values.
+        device: Where to compute.
+    """
+
+    model_folder: str
+    work_folder: str
+    recipe: dict[str, Any]
+    device: Literal["cpu", "cuda"]
+
+
+def run(order: Order, pipe: int) -> None:
+    """Do a job and report over the pipe; every end is a message.
+
+    Args:
+        order: The job.
+        pipe: File descriptor of the pipe's write end.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    def on_progress(progress: Progress) -> None:
+        _send(pipe, {"progress": asdict(progress)})
+
+    try:
+        _run(order, on_progress)
+    except Problem as problem:
+        _send(pipe, {"problem": problem.to_dict()})
+    except MemoryError:
+        _send(pipe, {"problem": _out_of_memory().to_dict()})
+    except OSError as error:
+        traceback.print_exc()
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        code = "storage_full" if full else "internal_error"
+        _send(
+            pipe, {"problem": Problem(code, f"{type(error).__name__}: {error.strerror}.").to_dict()}
+        )
+    except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must learn of it
+        traceback.print_exc()
+        unexpected = Problem("internal_error", f"The runner raised {type(error).__name__}.")
+        _send(pipe, {"problem": unexpected.to_dict()})
+    else:
+        _send(pipe, {"done": True})
+
+
+def _run(order: Order, on_progress: Any) -> None:  # noqa: ANN401 - passed on as it is
+    work = Path(order.work_folder)
+    artifact = work / ARTIFACT_NAME
+    artifact.mkdir()
+    report = compress(
+        Path(order.model_folder),
+        artifact,
+        parse_recipe(order.recipe),
+        device=order.device,
+        on_progress=on_progress,
+    )
+    (work / REPORT_NAME).write_text(report.model_dump_json())
+
+
+def _out_of_memory() -> Problem:
+    return Problem(
+        "out_of_memory",
+        "The runner could not allocate memory. Give the worker more, or lower what runs beside it.",
+    )
+
+
+def _send(pipe: int, message: dict[str, Any]) -> None:
+    data = json.dumps(message).encode() + b"\n"
+    try:
+        while data:
+            data = data[os.write(pipe, data) :]
+    except BrokenPipeError:
+        # Nobody listens any more: the supervisor has given this attempt up.
+        sys.exit(1)

@@ -1,0 +1,224 @@
+"""The supervisor's hold on the template and on the runner that works for it."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import psutil
+
+from worker.runner import Order
+
+#: What a runner may inherit: where programs and libraries are, and nothing secret.
+_ENVIRONMENT = (
+    "PATH",
+    "PYTHONPATH",
+    "HOME",
+    "LANG",
+    "LD_LIBRARY_PATH",
+    "NUMBA_CACHE_DIR",
+    "CUDA_VISIBLE_DEVICES",
+    "COVERAGE_PROCESS_START",
+)
+_MAX_LINE_BYTES = 256 * 1024
+
+
+class TemplateDiedError(Exception):
+    """The template is gone; the next job starts a new one."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something that a runner said, or its end.
+
+    Attributes:
+        kind: `progress`, `problem`, `done`, or `exit`.
+        value: The message's value; for `exit` the exit code, negative for a signal.
+    """
+
+    kind: Literal["progress", "problem", "done", "exit"]
+    value: Any
+
+
+class Template:
+    """Starts the template process, and runners from it.
+
+    Args:
+        device: Where runners compute.
+    """
+
+    def __init__(self, device: str) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        # Threads of a math library would not survive a fork; the core brings its own.
+        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "worker.template",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                    device,
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        self._control = ours
+        self._is_ready = False
+        self.pid = self._process.pid
+
+    def start_runner(self, order: Order) -> "Runner":
+        """Fork a runner for an order.
+
+        Args:
+            order: The job.
+
+        Returns:
+            The running runner.
+
+        Raises:
+            TemplateDiedError: There is no template to fork from.
+        """
+        if not self._is_ready:
+            self._receive()
+            self._is_ready = True
+        reading, writing = os.pipe()
+        try:
+            message = json.dumps(asdict(order)).encode()
+            socket.send_fds(self._control, [message], [writing])
+        except OSError as error:
+            os.close(reading)
+            raise TemplateDiedError(str(error)) from error
+        finally:
+            os.close(writing)
+        try:
+            pid = self._receive()["pid"]
+        except TemplateDiedError:
+            os.close(reading)
+            raise
+        return Runner(pid, reading, self._control)
+
+    def stop(self) -> None:
+        """End the template; a runner of it dies with it."""
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            data = self._control.recv(64 * 1024)
+        except OSError as error:
+            raise TemplateDiedError(str(error)) from error
+        if not data:
+            raise TemplateDiedError(f"the template exited with {self._process.poll()}")
+        members: dict[str, Any] = json.loads(data)
+        return members
+
+
+class Runner:
+    """A runner at work.
+
+    Args:
+        pid: Its process, which leads its own session.
+        pipe: The read end of its pipe.
+        control: The template's socket, which tells its exit status.
+
+    Attributes:
+        pid: Its process.
+        is_running: False once its exit status was received.
+    """
+
+    def __init__(self, pid: int, pipe: int, control: socket.socket) -> None:
+        self.pid = pid
+        self._pipe = pipe
+        self._control = control
+        self._buffer = b""
+        self._pipe_is_open = True
+        self.is_running = True
+
+    def messages(self, timeout: float, wake: list[int]) -> Iterator[Message]:
+        """Wait for messages and yield those that came.
+
+        Args:
+            timeout: How many seconds to wait at most; 0 only looks.
+            wake: File descriptors that end the wait when they become readable.
+
+        Yields:
+            What the runner said, in order; `exit` is always the last.
+
+        Raises:
+            TemplateDiedError: The template died, and the runner with it.
+        """
+        sources: list[Any] = [self._control, *wake]
+        if self._pipe_is_open:
+            sources.append(self._pipe)
+        readable, _, _ = select.select(sources, [], [], timeout)
+        if self._pipe in readable:
+            yield from self._read_pipe()
+        if self._control in readable:
+            # The exit status is sent after the last line was written: read what is left first.
+            while self._pipe_is_open:
+                yield from self._read_pipe()
+            yield Message("exit", self._exit_code())
+
+    def kill(self) -> int:
+        """Kill the runner and everything it started, and wait until it is gone.
+
+        Returns:
+            Its exit code, negative for a signal.
+
+        Raises:
+            TemplateDiedError: The template died, and the runner with it.
+        """
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            # Between its fork and its setsid() it leads no group yet, or it has just ended.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        return self._exit_code()
+
+    def resident_bytes(self) -> int:
+        """Give the resident memory of the runner and of what it started."""
+        total = 0
+        try:
+            runner = psutil.Process(self.pid)
+            for process in (runner, *runner.children(recursive=True)):
+                total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            pass
+        return total
+
+    def close(self) -> None:
+        """Close the pipe."""
+        os.close(self._pipe)
+
+    def _exit_code(self) -> int:
+        try:
+            data = self._control.recv(64 * 1024)
+        except OSError as error:
+            raise TemplateDiedError(str(error)) from error
+        if not data:
+            raise TemplateDiedError("the template died")
+        self.is_running = False
+        return int(json.loads(data)["exit"])
+
+    def _read_pipe(self) -> Iterator[Message]:
+        data = os.read(self._pipe, 64 * 1024)
+        self._pipe_is_open = bool(data)
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if len(self._buffer) > _MAX_LINE_BYTES:
+            raise ValueError("the runner wrote a line without end")
+        for line in lines:
+            [(kind, value)] = json.loads(line).items()
+            yield Message(kind, value)

@@ -1,0 +1,239 @@
+"""The supervisor: takes a job, has a runner do it, and says how it ended.
+
+Trusted, and the only part of the worker that holds Redis. What each end of an attempt means:
+
+    done       publish the artifact, then the result, then tell Redis: succeeded
+    failed     a problem that will not go away: failed; one that may: back to the queue, counted
+    cancelled  cancelled
+    drained    back to the queue, not counted
+    lost       nothing: the job may be another worker's, and only its holder may speak for it
+"""
+
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import structlog
+from celery import Celery
+from compression.gate import check as check_gate
+
+from jobs.blobs import BlobStore, now_ms
+from jobs.job import Artifact, Job, JobResult
+from jobs.problems import Problem
+from jobs.queue import ring
+from jobs.reaper import publish_end
+from jobs.report import Report
+from jobs.settings import Settings
+from jobs.store import JobStore
+from worker.attempt import Limits, Outcome, watch
+from worker.checksums import Checksums
+from worker.collect import collect_artifact, read_report
+from worker.lease import Lease
+from worker.runner import ARTIFACT_NAME, REPORT_NAME, Order
+from worker.runner_process import Runner, Template, TemplateDiedError
+
+_log = structlog.get_logger(__name__)
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error: the lease says stop
+    """The lease's verdict came while the artifact was being collected."""
+
+
+class Supervisor:
+    """Runs jobs, one at a time, each in a fresh runner.
+
+    Args:
+        settings: The worker's settings.
+        store: The job store.
+        blobs: The blob store.
+        celery: Where to ring when a job goes back to the queue.
+        drain: A descriptor that becomes readable when the worker is to shut down.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: JobStore,
+        blobs: BlobStore,
+        celery: Celery,
+        drain: int | None = None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._blobs = blobs
+        self._celery = celery
+        self._drain = drain
+        self._device = choose_device(settings.device)
+        self._template = Template(self._device)
+        self._checksums = Checksums(blobs)
+        self.name = f"{socket.gethostname()}:{self._template.pid}"
+
+    def stop(self) -> None:
+        """End the template and finish what is being hashed."""
+        self._template.stop()
+        self._checksums.stop()
+
+    def run(self, job_id: str) -> None:
+        """Do a job, if it may be taken; a doorbell too many does nothing.
+
+        Args:
+            job_id: The job that the doorbell named.
+        """
+        with structlog.contextvars.bound_contextvars(job_id=job_id):
+            published = self._blobs.read_result(job_id)
+            if published is not None:
+                _log.info("already_published", outcome=self._store.finish(published, token=None))
+                return
+            claim = self._store.claim(job_id, self.name)
+            _log.info("claim", outcome=claim.outcome, attempt=claim.attempt)
+            if claim.outcome in ("exhausted", "ended"):
+                publish_end(self._store, self._blobs, job_id)
+            job = self._store.get(job_id)
+            if claim.outcome == "claimed" and job is not None:
+                outcome = self._attempt(job, claim.token)
+                _log.info("attempt", outcome=outcome.kind, problem=str(outcome.problem or ""))
+
+    def _attempt(self, job: Job, token: int) -> Outcome:
+        lease = Lease(
+            self._store,
+            job.id,
+            token,
+            lease_seconds=self._settings.lease_seconds,
+            renew_seconds=self._settings.renew_seconds,
+        )
+        with lease:
+            try:
+                outcome = self._work(job, token, lease)
+            except Problem as problem:
+                outcome = Outcome("failed", problem)
+            except _Stopped:
+                outcome = Outcome(lease.verdict or "lost")
+            except OSError as error:
+                _log.exception("attempt_failed")
+                outcome = Outcome("failed", Problem("internal_error", f"{error.strerror}."))
+            if outcome.kind != "done":
+                self._settle(job, token, outcome)
+        shutil.rmtree(self._blobs.job_folder(job.id) / f"work-{token}", ignore_errors=True)
+        return outcome
+
+    def _work(self, job: Job, token: int, lease: Lease) -> Outcome:
+        work = self._blobs.work_folder(job.id, token)
+        digest = job.model.removeprefix("mdl_")
+        if self._blobs.meta("models", digest) is None:
+            raise Problem("model_not_found", f"Model {job.model} is no longer stored.")
+        order = Order(
+            model_folder=str(self._blobs.files("models", digest)),
+            work_folder=str(work),
+            recipe=job.recipe.model_dump(mode="json"),
+            device=self._device,
+        )
+        budget = job.recipe.budget
+        limits = Limits(
+            runtime_seconds=min(
+                budget.runtime or self._settings.max_runtime_seconds,
+                self._settings.max_runtime_seconds,
+            ),
+            host_memory_bytes=budget.host_memory,
+        )
+        outcome = watch(self._start_runner(order), lease, limits, self._drain)
+        if outcome.kind == "done":
+            self._deliver(job, token, work, lease)
+        return outcome
+
+    def _start_runner(self, order: Order) -> Runner:
+        try:
+            return self._template.start_runner(order)
+        except TemplateDiedError as error:
+            _log.warning("template_restarted", error=str(error))
+            self._template.stop()
+            self._template = Template(self._device)
+        try:
+            return self._template.start_runner(order)
+        except TemplateDiedError as error:
+            raise Problem("runner_died", f"No runner could be started: {error}.") from error
+
+    def _deliver(self, job: Job, token: int, work: Path, lease: Lease) -> None:
+        def check() -> None:
+            if lease.verdict is not None:
+                raise _Stopped
+
+        report = read_report(work / REPORT_NAME)
+        artifact = collect_artifact(work / ARTIFACT_NAME, _about(job, report), check)
+        self._blobs.write_report(job.id, report.model_dump(mode="json"))
+        check_gate(report, job.recipe.gate)
+        if not self._store.renew(job.id, token).held:
+            raise _Stopped
+        self._publish(job, token, work, artifact)
+
+    def _publish(self, job: Job, token: int, work: Path, artifact: Artifact) -> None:
+        name = f"artifact-{token}"
+        folder = self._blobs.job_folder(job.id) / name
+        (work / ARTIFACT_NAME).rename(folder)
+        result = JobResult(
+            id=job.id,
+            state="succeeded",
+            attempt=job.attempt,
+            artifact_folder=name,
+            artifact=artifact,
+            finished_ms=now_ms(),
+        )
+        if not self._blobs.publish_result(result):
+            # Another attempt was faster; its result is the job's, and ours is rubbish.
+            shutil.rmtree(folder, ignore_errors=True)
+            published = self._blobs.read_result(job.id)
+            if published is not None:
+                self._store.finish(published, token=None)
+            return
+        if self._store.finish(result, token) == "stale":
+            self._store.finish(result, token=None)
+        self._checksums.add(job.id, folder, artifact)
+
+    def _settle(self, job: Job, token: int, outcome: Outcome) -> None:
+        if outcome.kind == "lost":
+            return
+        problem = outcome.problem
+        if outcome.kind == "cancelled":
+            self._end(job, token, "cancelled", None)
+        elif problem is not None and (problem.retryable or outcome.kind == "drained"):
+            state = self._store.release(job.id, token, problem, counted=outcome.kind != "drained")
+            if state == "queued":
+                ring(self._celery, job.id)
+            elif state != "stale":
+                publish_end(self._store, self._blobs, job.id)
+        elif problem is not None:
+            self._end(job, token, "failed", problem)
+
+    def _end(self, job: Job, token: int, state: Any, problem: Problem | None) -> None:  # noqa: ANN401
+        result = JobResult(
+            id=job.id,
+            state=state,
+            attempt=job.attempt,
+            failure=problem.to_dict() if problem else None,
+            finished_ms=now_ms(),
+        )
+        # Only its holder may end a job so; the disk learns of it after Redis agreed.
+        if self._store.finish(result, token) == "finished":
+            self._blobs.publish_result(result)
+
+
+def choose_device(wanted: str) -> Any:  # noqa: ANN401 - Literal["cpu", "cuda"]
+    """Decide where runners compute, without importing torch.
+
+    Args:
+        wanted: The setting: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        `cuda` where it is wanted, or where `auto` finds NVIDIA's driver; else `cpu`.
+    """
+    if wanted != "auto":
+        return wanted
+    return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+
+
+def _about(job: Job, report: Report) -> dict[str, Any]:
+    return {
+        "model": job.model,
+        "recipe": job.recipe.model_dump(mode="json"),
+        "versions": report.versions,
+    }
