@@ -88,7 +88,7 @@ class PruneStep(_Strict):
             return self
         if self.sparsity not in (None, 0.5):
             raise ValueError(f"structure {self.structure} means sparsity 0.5; leave sparsity out")
-        if "scope" in self.model_fields_set:
+        if self.scope != "tensor":
             raise ValueError(f"structure {self.structure} is counted per group; leave scope out")
         if self.biases:
             raise ValueError(f"structure {self.structure} has no meaning for biases")

@@ -1,0 +1,165 @@
+import pytest
+
+from jobs.blobs import BlobStore, now_ms
+from jobs.job import JobResult, JobSpec, new_job_id
+from jobs.problems import Problem
+from jobs.queue import make_celery, waiting_rings
+from jobs.reaper import Reaper
+from jobs.recipe import load_recipe
+from jobs.settings import Settings
+from jobs.store import JobStore, connect
+
+RECIPE = load_recipe("steps: [{op: quantize, scheme: w8a16}]")
+QUEUE = "test-queue"
+
+
+@pytest.fixture
+def store(redis_url):
+    redis = connect(redis_url)
+    yield JobStore(redis, lease_seconds=30, max_attempts=2)
+    redis.close()
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    return BlobStore(tmp_path)
+
+
+@pytest.fixture
+def reaper(store, blobs, redis_url):
+    celery = make_celery(Settings(redis_url=redis_url, queue=QUEUE))
+    yield Reaper(store, blobs, celery, QUEUE, seconds=0.05)
+    celery.close()
+
+
+def submit(store, blobs, age_ms=0):
+    spec = JobSpec(
+        id=new_job_id(), model="mdl_" + "0" * 64, recipe=RECIPE, created_ms=now_ms() - age_ms
+    )
+    blobs.write_spec(spec)
+    store.submit(spec)
+    return spec.id
+
+
+def make_due(store, job_id):
+    store.redis.zadd("modelpress:open", {job_id: 1})
+
+
+def lose_worker(store, job_id):
+    claim = store.claim(job_id, "w")
+    store.redis.hset(f"modelpress:job:{job_id}", "lease_until_ms", 1)
+    make_due(store, job_id)
+    return claim
+
+
+def rings(store):
+    return waiting_rings(store.redis, QUEUE)
+
+
+def test_a_lost_doorbell_is_rung_again(store, blobs, reaper):
+    job_id = submit(store, blobs)
+    make_due(store, job_id)
+
+    reaper.reap_once()
+
+    assert rings(store) == 1
+
+
+def test_a_job_whose_doorbell_still_waits_is_left_alone(store, blobs, reaper):
+    job_id = submit(store, blobs)
+    for _ in range(5):
+        make_due(store, job_id)
+        reaper.reap_once()
+
+    assert rings(store) == 1
+
+
+def test_a_job_that_is_not_due_is_not_looked_at(store, blobs, reaper):
+    submit(store, blobs)
+
+    reaper.reap_once()
+
+    assert rings(store) == 0
+
+
+def test_a_job_of_a_lost_worker_goes_back_to_the_queue(store, blobs, reaper):
+    job_id = submit(store, blobs)
+    lose_worker(store, job_id)
+
+    reaper.reap_once()
+
+    job = store.get(job_id)
+    assert (job.state, job.attempt, job.attempts[0].reason) == ("queued", 1, "worker_lost")
+    assert rings(store) == 1
+
+
+def test_a_job_that_loses_every_worker_fails_and_the_disk_knows(store, blobs, reaper):
+    job_id = submit(store, blobs)
+    for _ in range(2):
+        lose_worker(store, job_id)
+        reaper.reap_once()
+
+    assert store.get(job_id).state == "failed"
+    assert store.get(job_id).failure["code"] == "worker_lost"
+    assert blobs.read_result(job_id).state == "failed"
+
+
+def test_a_cancel_that_its_dead_worker_never_saw_is_carried_out(store, blobs, reaper):
+    job_id = submit(store, blobs)
+    lose_worker(store, job_id)
+    store.cancel(job_id)
+
+    reaper.reap_once()
+
+    assert store.get(job_id).state == "cancelled"
+    assert blobs.read_result(job_id).state == "cancelled"
+
+
+def test_a_worker_that_died_after_publishing_has_its_job_finished(store, blobs, reaper):
+    job_id = submit(store, blobs)
+    lose_worker(store, job_id)
+    blobs.publish_result(JobResult(id=job_id, state="succeeded", attempt=1, finished_ms=1))
+
+    reaper.reap_once()
+
+    assert store.get(job_id).state == "succeeded"
+    assert store.due() == []
+
+
+def test_after_a_loss_of_redis_every_job_comes_back_as_it_was(store, blobs, reaper):
+    queued, ended = submit(store, blobs, 120_000), submit(store, blobs, 120_000)
+    claim = store.claim(ended, "w")
+    failure = Problem("nothing_changed", "x").to_dict()
+    result = JobResult(id=ended, state="failed", attempt=1, failure=failure, finished_ms=1)
+    store.finish(result, claim.token)
+    blobs.publish_result(result)
+    store.redis.flushdb()
+
+    assert reaper.rebuild() == 2
+    assert reaper.rebuild() == 0
+
+    assert store.get(queued).state == "queued"
+    assert (store.get(ended).state, store.get(ended).failure) == ("failed", failure)
+    assert rings(store) == 1
+
+
+def test_a_submit_under_way_is_not_rebuilt_under_its_hands(store, blobs, reaper):
+    spec = JobSpec(id=new_job_id(), model="mdl_" + "0" * 64, recipe=RECIPE, created_ms=now_ms())
+    blobs.write_spec(spec)
+
+    assert reaper.rebuild() == 0
+    assert store.get(spec.id) is None
+
+
+def test_the_thread_looks_at_once_and_stops_when_told(store, blobs, reaper):
+    job_id = submit(store, blobs, 120_000)
+    store.redis.flushdb()
+
+    reaper.start()
+    last = "0"
+    while not (events := store.events(job_id, after=last, block_ms=5000)):
+        pass
+    reaper.stop()
+
+    assert events[0].type == "queued"
+    assert not reaper._thread.is_alive()

@@ -1,0 +1,104 @@
+import json
+
+import pytest
+import yaml
+
+from jobs.problems import Problem
+from jobs.recipe import Recipe, load_recipe, parse_recipe
+
+QUANTIZE = {"op": "quantize", "scheme": "w8a16"}
+PRUNE = {"op": "prune", "sparsity": 0.5}
+
+
+def refused(members: object) -> dict[str, str]:
+    with pytest.raises(Problem) as caught:
+        parse_recipe(members)
+    assert caught.value.code == "invalid_recipe"
+    assert caught.value.status == 422
+    return {error.pointer: error.detail for error in caught.value.errors}
+
+
+def test_yaml_and_json_give_the_same_recipe():
+    members = {"steps": [PRUNE, QUANTIZE], "budget": {"host_memory": "2GiB", "runtime": "2h"}}
+
+    from_yaml = load_recipe(yaml.safe_dump(members))
+    from_json = load_recipe(json.dumps(members))
+
+    assert from_yaml == from_json
+    assert from_yaml.budget.host_memory == 2 * 1024**3
+    assert from_yaml.budget.runtime == 7200.0
+
+
+def test_a_recipe_survives_being_written_and_read_again():
+    recipe = load_recipe(
+        "steps: [{op: prune, structure: '2:4', include: [a, b]}, {op: quantize, scheme: w8a8}]\n"
+        "budget: {disk: 20GiB, runtime: 90s}\ngate: {max_size_ratio: 0.6}"
+    )
+
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90.0), ("1.5m", 90.0), ("250ms", 0.25), ("1d", 86400.0)]
+)
+def test_a_runtime_is_written_as_people_write_it(text, seconds):
+    recipe = parse_recipe({"steps": [QUANTIZE], "budget": {"runtime": text}})
+
+    assert recipe.budget.runtime == seconds
+
+
+def test_scientific_notation_in_yaml_is_a_number():
+    recipe = load_recipe("steps: [{op: prune, sparsity: 5e-1}]")
+
+    assert recipe.steps[0].sparsity == 0.5
+
+
+@pytest.mark.parametrize(
+    ("members", "pointer", "message"),
+    [
+        ({}, "/steps", "Field required"),
+        ({"steps": []}, "/steps", "at least 1 item"),
+        ({"steps": [QUANTIZE], "stpes": []}, "/stpes", "not a key that the recipe knows"),
+        ({"steps": [{}]}, "/steps/0", "op is missing"),
+        ({"steps": [{"op": "finetune"}]}, "/steps/0", "'finetune' is not offered"),
+        ({"steps": [{"op": "quantize"}]}, "/steps/0/scheme", "Field required"),
+        ({"steps": [QUANTIZE | {"scheme": "w4a16"}]}, "/steps/0/scheme", "'w8a16' or 'w8a8'"),
+        ({"steps": [QUANTIZE | {"bits": 4}]}, "/steps/0/bits", "not a key"),
+        ({"steps": [{"op": "prune"}]}, "/steps/0", "sparsity is needed"),
+        ({"steps": [PRUNE | {"sparsity": 1}]}, "/steps/0/sparsity", "less than 1"),
+        ({"steps": [PRUNE | {"sparsity": -0.1}]}, "/steps/0/sparsity", "greater than or equal"),
+        ({"steps": [PRUNE | {"structure": "2:4", "sparsity": 0.3}]}, "/steps/0", "sparsity 0.5"),
+        ({"steps": [{"op": "prune", "structure": "2:4", "scope": "row"}]}, "/steps/0", "scope out"),
+        ({"steps": [{"op": "prune", "structure": "2:4", "biases": True}]}, "/steps/0", "biases"),
+        ({"steps": [PRUNE | {"include": []}]}, "/steps/0/include", "at least 1 item"),
+        ({"steps": [QUANTIZE, PRUNE]}, "", "quantize is the last step"),
+        ({"steps": [QUANTIZE, QUANTIZE]}, "", "at most one quantize"),
+        ({"steps": [PRUNE] * 17}, "/steps", "at most 16"),
+        ({"steps": [QUANTIZE], "budget": {"runtime": "2x"}}, "/budget/runtime", "such as 90s"),
+        ({"steps": [QUANTIZE], "budget": {"host_memory": "2XB"}}, "/budget/host_memory", "byte"),
+        ({"steps": [QUANTIZE], "budget": {"disk": 0}}, "/budget/disk", "greater than 0"),
+        ({"steps": [QUANTIZE], "gate": {"max_size_ratio": 0}}, "/gate/max_size_ratio", "greater"),
+        ({"steps": [QUANTIZE], "output": {"format": "gguf"}}, "/output/format", "'auto'"),
+        ([], "", "valid dictionary"),
+    ],
+)
+def test_a_fault_is_named_with_its_pointer(members, pointer, message):
+    faults = refused(members)
+
+    assert message in faults[pointer]
+
+
+def test_pointers_start_where_the_recipe_stands_in_the_request():
+    with pytest.raises(Problem) as caught:
+        parse_recipe({"steps": [{"op": "x"}]}, pointer="/spec")
+
+    assert caught.value.errors[0].pointer == "/spec/steps/0"
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [*a]", "{", "steps: [", "\x00", b"\xff\xfe", "!!python/object:os.system {}"]
+)
+def test_a_document_that_cannot_be_read_is_refused(text):
+    with pytest.raises(Problem, match="invalid_recipe"):
+        load_recipe(text)

@@ -1,0 +1,245 @@
+import threading
+
+import pytest
+
+from jobs.blobs import now_ms
+from jobs.job import Artifact, ArtifactFile, JobResult, JobSpec, Progress, new_job_id
+from jobs.problems import Problem
+from jobs.recipe import load_recipe
+from jobs.store import JobStore, connect
+
+RECIPE = load_recipe("steps: [{op: prune, structure: '2:4'}, {op: quantize, scheme: w8a8}]")
+ARTIFACT = Artifact(
+    bytes=1,
+    digest="blake3:00",
+    files=(ArtifactFile(path="model.safetensors", bytes=1, blake3="00"),),
+)
+
+
+@pytest.fixture
+def store(redis_url):
+    redis = connect(redis_url)
+    yield JobStore(redis, lease_seconds=30, max_attempts=3)
+    redis.close()
+
+
+def make_spec(**labels):
+    return JobSpec(
+        id=new_job_id(), model="mdl_" + "0" * 64, recipe=RECIPE, labels=labels, created_ms=now_ms()
+    )
+
+
+def submit(store, **labels):
+    spec = make_spec(**labels)
+    assert store.submit(spec).outcome == "created"
+    return spec.id
+
+
+def end(store, job_id, state="succeeded", **more):
+    return store.finish(
+        JobResult(id=job_id, state=state, attempt=1, finished_ms=1, **more), token=None
+    )
+
+
+def test_a_submitted_job_is_read_back_whole(store):
+    spec = make_spec(team="a", commit="b")
+    store.submit(spec)
+
+    job = store.get(spec.id)
+
+    assert (job.state, job.revision, job.attempt, job.queue_position) == ("queued", 1, 0, 0)
+    assert (job.model, job.recipe, job.labels) == (spec.model, RECIPE, spec.labels)
+    assert int(job.created_at.timestamp() * 1000) == spec.created_ms
+    assert job.started_at is job.finished_at is job.failure is job.artifact is None
+
+
+def test_ids_sort_by_time():
+    ids = [new_job_id() for _ in range(100)]
+
+    assert [i[:16] for i in ids] == sorted(i[:16] for i in ids)
+    assert len(set(ids)) == 100
+
+
+def test_an_idempotency_key_makes_one_job_however_many_submit_at_once(store):
+    outcomes = []
+
+    def send():
+        outcomes.append(store.submit(make_spec(), idempotency_key="k", fingerprint="f"))
+
+    threads = [threading.Thread(target=send) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(outcome.outcome for outcome in outcomes) == ["created"] + ["replayed"] * 7
+    assert len({outcome.job_id for outcome in outcomes}) == 1
+    assert store.counts()["known"] == 1
+
+
+def test_an_idempotency_key_used_for_another_request_changes_nothing(store):
+    first = store.submit(make_spec(), idempotency_key="k", fingerprint="f")
+
+    second = store.submit(make_spec(), idempotency_key="k", fingerprint="g")
+
+    assert (second.outcome, second.job_id) == ("mismatch", first.job_id)
+    assert store.counts()["known"] == 1
+
+
+def test_of_many_claims_one_wins(store):
+    job_id = submit(store)
+    outcomes = []
+    threads = [
+        threading.Thread(target=lambda n=n: outcomes.append(store.claim(job_id, f"w{n}").outcome))
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(outcomes) == ["claimed"] + ["held"] * 7
+    assert store.get(job_id).attempt == 1
+
+
+def test_a_zombie_is_refused_after_its_job_was_taken(store):
+    job_id = submit(store)
+    old = store.claim(job_id, "zombie")
+    store.redis.hset(f"modelpress:job:{job_id}", "lease_until_ms", 1)
+    new = store.claim(job_id, "healthy")
+
+    renewal = store.renew(job_id, old.token)
+    stale = store.finish(
+        JobResult(id=job_id, state="failed", attempt=1, finished_ms=1), token=old.token
+    )
+
+    assert (renewal.held, stale) == (False, "stale")
+    assert store.renew(job_id, new.token).held
+    assert [(row.worker, row.outcome, row.reason) for row in store.get(job_id).attempts] == [
+        ("zombie", "requeued", "worker_lost"),
+        ("healthy", None, None),
+    ]
+
+
+def test_the_reason_of_the_last_attempt_is_the_failure(store):
+    job_id = submit(store)
+    for _ in range(3):
+        claim = store.claim(job_id, "w")
+        state = store.release(job_id, claim.token, Problem("runner_died", "killed by SIGSEGV"))
+
+    job = store.get(job_id)
+    assert state == job.state == "failed"
+    assert (job.failure["code"], job.failure["detail"]) == ("runner_died", "killed by SIGSEGV")
+    assert [row.reason for row in job.attempts] == ["runner_died"] * 3
+    assert store.claim(job_id, "w").outcome == "ended"
+
+
+def test_a_drained_attempt_is_not_counted(store):
+    job_id = submit(store)
+    for _ in range(5):
+        claim = store.claim(job_id, "w")
+        assert claim.attempt == 1
+        assert (
+            store.release(job_id, claim.token, Problem("drained", "x"), counted=False) == "queued"
+        )
+
+
+def test_progress_is_shown_and_counts_as_a_change_only_when_it_changed(store):
+    job_id = submit(store)
+    token = store.claim(job_id, "w").token
+    progress = Progress(phase="compress", step=1, steps=2, done=1, total=4, unit="tensors")
+
+    store.renew(job_id, token, progress)
+    revision = store.get(job_id).revision
+    store.renew(job_id, token, progress)
+
+    job = store.get(job_id)
+    assert (job.progress, job.revision) == (progress, revision)
+
+
+def test_events_tell_the_whole_story_in_order(store):
+    job_id = submit(store)
+    claim = store.claim(job_id, "w")
+    store.cancel(job_id)
+    store.release(job_id, claim.token, Problem("runner_died", "x"))
+
+    events = store.events(job_id)
+
+    assert [event.type for event in events] == [
+        "queued",
+        "running",
+        "cancel_requested",
+        "cancelled",
+    ]
+    assert [event.data["revision"] for event in events] == [1, 2, 3, 4]
+    assert store.events(job_id, after=events[1].id) == events[2:]
+    assert store.events(job_id, after=events[-1].id, block_ms=1) == []
+
+
+def test_a_waiting_reader_is_woken_by_the_next_event(store, redis_url):
+    job_id = submit(store)
+    seen = []
+    last = store.events(job_id)[-1].id
+    reader = threading.Thread(
+        target=lambda: seen.extend(store.events(job_id, after=last, block_ms=20_000))
+    )
+    reader.start()
+
+    store.cancel(job_id)
+    reader.join(timeout=5)
+
+    assert [event.type for event in seen] == ["cancelled"]
+
+
+def test_a_success_keeps_its_artifact(store):
+    job_id = submit(store)
+    token = store.claim(job_id, "w").token
+    result = JobResult(id=job_id, state="succeeded", attempt=1, artifact=ARTIFACT, finished_ms=1)
+
+    assert store.finish(result, token) == "finished"
+    assert store.get(job_id).artifact == ARTIFACT
+
+
+def test_pages_hold_every_job_once_newest_first(store):
+    ids = [submit(store) for _ in range(7)]
+
+    found, before = [], None
+    while True:
+        page, before = store.page(3, before)
+        found += [job.id for job in page]
+        if before is None:
+            break
+
+    assert found == sorted(ids, reverse=True)
+
+
+def test_pages_are_filtered_by_state_and_labels(store):
+    first, second = submit(store, team="a"), submit(store, team="b")
+    end(store, first)
+
+    assert [job.id for job in store.page(10, state="succeeded")[0]] == [first]
+    assert [job.id for job in store.page(10, labels={"team": "b"})[0]] == [second]
+    assert store.page(10, state="queued", labels={"team": "a"}) == ([], None)
+
+
+def test_only_ended_jobs_can_be_removed(store):
+    job_id = submit(store)
+    assert store.remove(job_id) == "live"
+    end(store, job_id, "cancelled")
+
+    assert store.remove(job_id) == "removed"
+
+    assert store.get(job_id) is None
+    assert store.redis.keys("*" + job_id + "*") == []
+    assert store.page(10) == ([], None)
+
+
+def test_queue_positions_follow_age(store):
+    ids = []
+    for n in range(3):
+        spec = make_spec().model_copy(update={"created_ms": 1000 + n})
+        store.submit(spec)
+        ids.append(spec.id)
+    store.claim(ids[0], "w")
+
+    assert [store.get(job_id).queue_position for job_id in ids] == [None, 0, 1]
