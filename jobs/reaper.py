@@ -34,16 +34,24 @@ class Reaper:
         celery: Where to ring.
         queue: The Celery queue that the workers listen to.
         seconds: How often to look.
+        worker: The worker whose life each look announces; None in the service.
     """
 
     def __init__(
-        self, store: JobStore, blobs: BlobStore, celery: Celery, queue: str, seconds: float
+        self,
+        store: JobStore,
+        blobs: BlobStore,
+        celery: Celery,
+        queue: str,
+        seconds: float,
+        worker: str | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._celery = celery
         self._queue = queue
         self._seconds = seconds
+        self._worker = worker
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="reaper", daemon=True)
 
@@ -123,6 +131,8 @@ class Reaper:
                     self.rebuild()
                     self._blobs.sweep()
                 self.reap_once()
+                if self._worker is not None:
+                    self._store.announce(self._worker, 4 * self._seconds)
             except (RedisError, OSError) as error:
                 _log.warning("reaper_failed", error=str(error))
             looks += 1

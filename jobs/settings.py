@@ -38,7 +38,7 @@ class Settings(BaseSettings):
         description="Long polls and event streams held at once; further ones are answered at once.",
     )
     queue: str = Field(
-        "cpu", description="Celery queue that the service rings and this worker listens to."
+        "jobs", description="Celery queue that the service rings and the workers listen to."
     )
     lease_seconds: float = Field(
         30, gt=1, description="A running job whose worker is silent this long is given to another."

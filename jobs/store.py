@@ -21,7 +21,9 @@ from jobs.recipe import Recipe
 
 IDEMPOTENCY_SECONDS = 7 * 86400
 _PREFIX = "modelpress:"
-_OPEN, _QUEUED, _INDEX, _FENCE = (_PREFIX + n for n in ("open", "queued", "index", "fence"))
+_OPEN, _QUEUED, _INDEX, _FENCE, _WORKERS = (
+    _PREFIX + name for name in ("open", "queued", "index", "fence", "workers")
+)
 _SCRIPTS = ("submit", "claim", "renew", "release", "finish", "cancel", "reap", "remove")
 
 
@@ -252,7 +254,19 @@ class JobStore:
         """Forget a job that has ended."""
         return cast("Literal['removed', 'live', 'missing']", self._run("remove", job_id))
 
+    def announce(self, worker: str, seconds: float) -> None:
+        """Say that a worker lives, and for how long that is to be believed."""
+        now = self._now_ms()
+        self.redis.zremrangebyscore(_WORKERS, "-inf", str(now))
+        self.redis.zadd(_WORKERS, {worker: now + int(seconds * 1000)})
+
     # Questions.
+
+    def workers(self) -> list[str]:
+        """Give the workers that live."""
+        return cast(
+            "list[str]", self.redis.zrange(_WORKERS, str(self._now_ms()), "+inf", byscore=True)
+        )
 
     def get(self, job_id: str) -> Job | None:
         """Give a job's record, or None where there is none."""
@@ -298,8 +312,7 @@ class JobStore:
 
     def due(self, limit: int = 100) -> list[str]:
         """Give open jobs whose check is due, the most overdue first."""
-        seconds, microseconds = self.redis.time()
-        now = seconds * 1000 + microseconds // 1000
+        now = self._now_ms()
         return cast(
             "list[str]",
             self.redis.zrange(_OPEN, "-inf", str(now), byscore=True, offset=0, num=limit),
@@ -336,6 +349,10 @@ class JobStore:
         return [Event(row, fields["type"], json.loads(fields["data"])) for row, fields in rows]
 
     # Inside.
+
+    def _now_ms(self) -> int:
+        seconds, microseconds = self.redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     def _run(
         self, name: str, job_id: str, *args: str | int, extra_keys: list[str] | None = None

@@ -70,26 +70,18 @@ def write_configuration(settings: Settings) -> Path:
 def _programs(settings: Settings, folder: Path) -> list[tuple[str, int, int, list[str]]]:
     programs = [
         ("service", 20, 15, [sys.executable, "-m", "service"]),
-        ("worker", 30, 20, worker_command(settings)),
+        ("worker", 30, 20, worker_command()),
     ]
     if not settings.redis_url:
         programs.append(("redis", 10, 15, redis_command(settings, folder / "redis")))
     return programs
 
 
-def worker_command(settings: Settings) -> list[str]:
-    """Give the command that starts one worker.
-
-    Args:
-        settings: `queue` and `log_level` are used.
-
-    Returns:
-        The command.
-    """
+def worker_command() -> list[str]:
+    """Give the command that starts one worker; its settings come from the environment."""
     return [
         sys.executable, "-m", "celery", "-A", "worker.celery_app", "worker",
         "--pool=prefork", "--concurrency=1", "--without-gossip", "--without-mingle",
-        f"--queues={settings.queue}", f"--loglevel={settings.log_level}",
     ]  # fmt: skip
 
 

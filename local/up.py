@@ -59,7 +59,7 @@ def stack(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
                 "-c",
                 str(write_configuration(settings)),
             ],
-            env=os.environ | {"DATA_DIR": str(folder)},
+            env=os.environ | {"DATA_DIR": str(folder), "PORT": str(settings.port)},
             stdout=subprocess.DEVNULL,
             # Its own group, so that a Ctrl-C reaches us alone and we stop things in order.
             process_group=0,

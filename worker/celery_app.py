@@ -4,6 +4,7 @@ The consumer process takes doorbells and reaps; the pool child supervises; neith
 """
 
 import os
+import socket
 from typing import Any
 
 from celery.signals import (
@@ -70,7 +71,9 @@ def _on_child_stop(**_: Any) -> None:  # noqa: ANN401
 def _on_ready(**_: Any) -> None:  # noqa: ANN401
     global _reaper  # noqa: PLW0603 - one per consumer, made after it is up
     store, blobs = _stores()
-    _reaper = Reaper(store, blobs, app, settings.queue, settings.reap_seconds)
+    _reaper = Reaper(
+        store, blobs, app, settings.queue, settings.reap_seconds, worker=socket.gethostname()
+    )
     _reaper.start()
 
 

@@ -1,0 +1,118 @@
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+from blake3 import blake3
+from safetensors.numpy import save_file
+
+from jobs.problems import Problem
+from worker.collect import MAX_REPORT_BYTES, collect_artifact, read_report
+
+ABOUT = {"model": "mdl_0", "recipe": {}, "versions": {}}
+
+
+def no_check():
+    pass
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "artifact"
+    (folder / "sub").mkdir(parents=True)
+    save_file({"a": np.arange(6, dtype=np.float32)}, folder / "model.safetensors")
+    (folder / "sub" / "config.json").write_text("{}")
+    return folder
+
+
+def test_every_file_is_listed_with_its_digests(folder):
+    artifact = collect_artifact(folder, ABOUT, no_check)
+
+    assert [file.path for file in artifact.files] == [
+        "manifest.json",
+        "model.safetensors",
+        "sub/config.json",
+    ]
+    for file in artifact.files:
+        content = (folder / file.path).read_bytes()
+        assert file.bytes == len(content)
+        assert file.blake3 == blake3(content).hexdigest()
+        assert file.sha256 == hashlib.sha256(content).hexdigest()
+    assert artifact.bytes == sum(file.bytes for file in artifact.files)
+
+
+def test_the_manifest_lists_the_other_files(folder):
+    artifact = collect_artifact(folder, ABOUT, no_check)
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    listed = {row["path"]: row["blake3"] for row in manifest["files"]}
+    assert listed == {f.path: f.blake3 for f in artifact.files if f.path != "manifest.json"}
+    assert manifest["model"] == "mdl_0"
+
+
+def test_the_same_files_give_the_same_digest_wherever_they_lie(folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "sub").mkdir()
+    for name in ("sub/config.json", "model.safetensors"):
+        (other / name).write_bytes((folder / name).read_bytes())
+
+    first = collect_artifact(folder, ABOUT, no_check)
+
+    assert collect_artifact(other, ABOUT, no_check) == first
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
+def test_what_is_no_regular_file_is_refused(folder, make):
+    make(folder / "x")
+
+    with pytest.raises(Problem, match="'x', which is no file"):
+        collect_artifact(folder, ABOUT, no_check)
+
+
+def test_a_linked_folder_is_not_followed(folder, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (folder / "link").symlink_to(tmp_path / "secret")
+
+    with pytest.raises(Problem, match="'link'"):
+        collect_artifact(folder, ABOUT, no_check)
+
+
+def test_a_damaged_tensor_file_is_refused(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(Problem, match=r"model.safetensors: Tensor 'a' ends") as caught:
+        collect_artifact(folder, ABOUT, no_check)
+
+    assert caught.value.code == "invalid_artifact"
+
+
+def test_an_artifact_without_tensors_is_refused(tmp_path):
+    with pytest.raises(Problem, match="no safetensors"):
+        collect_artifact(tmp_path, ABOUT, no_check)
+
+
+def test_a_check_that_raises_stops_the_work(folder):
+    def stop():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        collect_artifact(folder, ABOUT, stop)
+    assert not (folder / "manifest.json").exists()
+
+
+def test_a_report_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "report.json"
+    with pytest.raises(Problem, match="invalid_artifact"):
+        read_report(path)
+
+    path.write_text('{"model": 1}')
+    with pytest.raises(Problem, match="invalid_artifact"):
+        read_report(path)
+
+    with path.open("wb") as file:
+        file.truncate(MAX_REPORT_BYTES + 1)
+    with pytest.raises(Problem, match="larger than"):
+        read_report(path)

@@ -1,0 +1,25 @@
+"""`python -m worker.health`: exit 0 while this machine's worker lives and reaches Redis.
+
+Asking the worker through Celery would need its remote control, which anyone who reaches Redis
+could use to stop it; so the worker announces itself instead.
+"""
+
+import socket
+import sys
+
+from redis.exceptions import RedisError
+
+from jobs.settings import Settings
+from jobs.store import JobStore, connect
+
+
+def is_alive(store: JobStore, worker: str) -> bool:
+    """Tell whether a worker announced itself lately."""
+    return worker in store.workers()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(0 if is_alive(JobStore(connect(Settings().redis)), socket.gethostname()) else 1)
+    except RedisError as error:
+        sys.exit(f"Redis cannot be reached: {error}")
