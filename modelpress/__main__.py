@@ -1,0 +1,5 @@
+"""`python -m modelpress` is the `modelpress` command."""
+
+from modelpress.cli import main
+
+main()

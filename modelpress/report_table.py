@@ -1,0 +1,140 @@
+"""The report of a job as tables for a terminal.
+
+Members that are missing are left out, so that a report of another version still prints.
+"""
+
+from collections import Counter
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from modelpress.sizes import format_bytes, format_seconds, printable
+
+WORST_TENSORS = 10
+
+
+def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group:
+    """Lay a report out.
+
+    Args:
+        report: The members of the report.
+        all_tensors: Whether to list each changed tensor rather than those that lost most.
+
+    Returns:
+        What rich can print: the sizes, the memory, the steps, the tensors with the largest error
+        first, what was skipped, and the loaders.
+    """
+    tables: list[Table] = []
+    if report.get("steps"):
+        tables.append(_steps(report["steps"]))
+    if report.get("tensors"):
+        tables.append(_tensors(report["tensors"], all_tensors=all_tensors))
+    if report.get("skipped"):
+        tables.append(_skipped(report["skipped"]))
+    if report.get("loaders"):
+        tables.append(_loaders(report["loaders"]))
+    spaced: list[RenderableType] = [Padding(table, (1, 0, 0, 0), expand=False) for table in tables]
+    return Group(_headline(report), _memory(report.get("memory") or {}), *spaced)
+
+
+def _headline(report: dict[str, Any]) -> Text:
+    model, artifact = report.get("model") or {}, report.get("artifact") or {}
+    before, after = _size(model.get("bytes")), _size(artifact.get("bytes"))
+    ratio = artifact.get("size_ratio")
+    percent = f" ({ratio:.1%} of the model)" if ratio is not None else ""
+    seconds = (report.get("speed") or {}).get("total_seconds")
+    took = f" in {format_seconds(seconds)}" if seconds is not None else ""
+    return Text(f"{before} -> {after}{percent}{took}", style="bold")
+
+
+def _memory(memory: dict[str, Any]) -> Text:
+    facts = [
+        ("idle", (memory.get("idle") or {}).get("resident_peak_bytes")),
+        ("peak", (memory.get("peak") or {}).get("resident_peak_bytes")),
+        ("added", memory.get("added_anonymous_bytes")),
+        ("device peak", (memory.get("device") or {}).get("reserved_peak_bytes")),
+        ("budget", memory.get("budget_bytes")),
+        ("headroom", memory.get("headroom_bytes")),
+    ]
+    known = [f"{name} {format_bytes(value)}" for name, value in facts if value is not None]
+    return Text("memory: " + (", ".join(known) or "not measured"))
+
+
+def _steps(steps: list[dict[str, Any]]) -> Table:
+    table = _table("Steps", "step", "time>", "read>", "written>", "tensors changed>", "pruned>")
+    for step in steps:
+        seconds = step.get("seconds")
+        table.add_row(
+            _text(f"{step.get('op', '')} {step.get('method', '')}"),
+            "-" if seconds is None else format_seconds(seconds),
+            _size(step.get("bytes_read")),
+            _size(step.get("bytes_written")),
+            _count(step.get("tensors_changed")),
+            _count(step.get("weights_pruned")),
+        )
+    return table
+
+
+def _tensors(tensors: list[dict[str, Any]], *, all_tensors: bool) -> Table:
+    ranked = sorted(tensors, key=lambda tensor: -(tensor.get("relative_rmse") or 0.0))
+    shown = ranked if all_tensors else ranked[:WORST_TENSORS]
+    title = f"Tensors, {len(shown)} of {len(ranked)}, largest error first"
+    table = _table(title, "tensor", "shape", "dtype", "size>", "sparsity>", "relative RMSE>")
+    for tensor in shown:
+        before, after = tensor.get("before") or {}, tensor.get("after") or {}
+        table.add_row(
+            _text(tensor.get("name", "")),
+            _text("x".join(str(n) for n in tensor.get("shape") or ())),
+            _text(f"{before.get('dtype', '?')} -> {after.get('dtype', '?')}"),
+            f"{_size(before.get('bytes'))} -> {_size(after.get('bytes'))}",
+            f"{after.get('sparsity') or 0.0:.1%}",
+            f"{tensor.get('relative_rmse') or 0.0:.5f}",
+        )
+    return table
+
+
+def _skipped(skipped: list[dict[str, Any]]) -> Table:
+    reasons = Counter((one.get("op", ""), one.get("reason", "")) for one in skipped)
+    example = {(one.get("op", ""), one.get("reason", "")): one.get("name", "") for one in skipped}
+    table = _table("Skipped", "step", "reason", "tensors>", "for example")
+    for (op, reason), count in reasons.most_common():
+        table.add_row(_text(op), _text(reason), str(count), _text(example[op, reason]))
+    return table
+
+
+def _loaders(loaders: dict[str, Any]) -> Table:
+    table = _table("Loaders", "loader", "opens", "note")
+    for name, loader in loaders.items():
+        opens = "yes" if loader.get("ok") else "no"
+        table.add_row(_text(name), opens, _text(loader.get("note", "")))
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    # A column whose name ends in ">" holds numbers, which line up on the right.
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        is_number = column.endswith(">")
+        table.add_column(
+            column.removesuffix(">"),
+            justify="right" if is_number else "left",
+            no_wrap=is_number,
+            overflow="fold",
+        )
+    return table
+
+
+def _text(value: object) -> Text:
+    # As a Text, square brackets in a name are not taken for markup.
+    return Text(printable(value))
+
+
+def _size(nbytes: int | None) -> str:
+    return "-" if nbytes is None else format_bytes(nbytes)
+
+
+def _count(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"

@@ -1,0 +1,159 @@
+"""What the commands share: the service they talk to, and what goes to which stream.
+
+Standard output holds the answer and nothing else: with `--json` one JSON document, also when the
+command fails. Progress, notes and errors for people go to standard error.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console, RenderableType
+
+from modelpress.client import Client
+from modelpress.errors import Fault, ModelpressError, ProblemError
+from modelpress.exit_codes import INTERRUPTED, exit_code
+from modelpress.meters import meter, show_bytes, show_job
+from modelpress.sizes import printable
+from modelpress.values import Job, is_model_id
+
+LOG_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of the command.
+
+    Attributes:
+        url: The service's root.
+        as_json: Whether standard output is for a program.
+    """
+
+    url: str
+    as_json: bool
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """Connect to the service, and end the command where a block fails.
+
+        Yields:
+            The client.
+
+        Raises:
+            UsageError: The URL is none.
+            SystemExit: The block raised an error; its code is that of `exit_code`.
+        """
+        try:
+            client = Client(self.url)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        try:
+            with client:
+                yield client
+        except KeyboardInterrupt:
+            self._fail("Interrupted.", INTERRUPTED, {})
+        except (ModelpressError, OSError) as error:
+            job = getattr(error, "job", None)
+            members = {
+                "problem": error.problem if isinstance(error, ProblemError) else None,
+                "job": job.raw if isinstance(job, Job) else None,
+            }
+            self._fail(str(error), exit_code(error), members, getattr(error, "errors", ()))
+
+    def say(self, text: str) -> None:
+        """Tell the user something that is no answer."""
+        click.echo(printable(text), err=True)
+
+    def answer(self, members: Any, render: Callable[[], RenderableType]) -> None:  # noqa: ANN401
+        """Print the answer.
+
+        Args:
+            members: What a program gets, as JSON.
+            render: Makes what a person gets.
+        """
+        if self.as_json:
+            click.echo(json.dumps(members, indent=2))
+            return
+        width = None if sys.stdout.isatty() else LOG_WIDTH
+        Console(file=sys.stdout, width=width, highlight=False, markup=False).print(render())
+
+    def upload(self, client: Client, model: str) -> str:
+        """Upload a model with a meter, unless it is an id already.
+
+        Args:
+            client: The service.
+            model: A path, or the id of an uploaded model.
+
+        Returns:
+            The model's id.
+        """
+        if is_model_id(model):
+            return model
+        with meter(sys.stderr) as shown:
+            shown.show("reading the model", 0, 0, "")
+            uploaded = client.upload_model(model, show_bytes(shown, "upload"))
+        self.say(f"model {uploaded.id}")
+        return uploaded.id
+
+    def wait(
+        self, client: Client, job_id: str, timeout: float | None, *, cancel_on_interrupt: bool
+    ) -> Job:
+        """Wait for a job with a meter.
+
+        Args:
+            client: The service.
+            job_id: The job.
+            timeout: Seconds to wait at most.
+            cancel_on_interrupt: Whether an interrupt takes the job down too.
+
+        Returns:
+            The job, succeeded.
+
+        Raises:
+            KeyboardInterrupt: The user does not want to wait; what becomes of the job was told.
+        """
+        try:
+            with meter(sys.stderr) as shown:
+                return client.wait(job_id, timeout, lambda job: show_job(shown, job))
+        except KeyboardInterrupt:
+            if cancel_on_interrupt:
+                # The interrupt may have left a request half sent, so this takes a new connection.
+                with Client(self.url) as fresh:
+                    fresh.cancel(job_id)
+                self.say(f"{job_id} was asked to stop.")
+            else:
+                self.say(f"{job_id} goes on. To wait for it again, and then fetch its artifact:")
+                self.say(f"  modelpress --url {self.url} wait {job_id}")
+                self.say(f"  modelpress --url {self.url} download {job_id} -o FOLDER")
+            raise
+
+    def download(self, client: Client, job_id: str, folder: str) -> list[str]:
+        """Download an artifact with a meter.
+
+        Args:
+            client: The service.
+            job_id: The job.
+            folder: Where to.
+
+        Returns:
+            The paths of the files.
+        """
+        with meter(sys.stderr) as shown:
+            files = client.download(job_id, folder, show_bytes(shown, "download"))
+        self.say(f"artifact in {folder}, digests verified")
+        return [str(file) for file in files]
+
+    def _fail(
+        self, text: str, code: int, members: dict[str, Any], faults: tuple[Fault, ...] = ()
+    ) -> NoReturn:
+        self.say(f"Error: {text}" if code != INTERRUPTED else text)
+        for fault in faults:
+            self.say(f"  {fault.pointer or '/'}: {fault.detail}")
+        if self.as_json:
+            error = {"exit_code": code, "detail": text, **members}
+            click.echo(json.dumps({"error": error}, indent=2))
+        raise SystemExit(code)

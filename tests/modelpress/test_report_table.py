@@ -1,0 +1,75 @@
+import copy
+import io
+
+import pytest
+from rich.console import Console
+
+from jobs.report import Report
+from modelpress.report_table import render_report
+
+
+def printed(report, **options) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=120, highlight=False).print(render_report(report, **options))
+    return stream.getvalue()
+
+
+def test_the_report_of_these_tests_is_one_that_the_service_may_send(report):
+    assert Report.model_validate(report).model_dump(mode="json") == report
+
+
+def test_the_headline_tells_the_sizes_the_ratio_and_the_time(report):
+    assert printed(report).splitlines()[0] == "2.00 GiB -> 1.00 GiB (50.0% of the model) in 12s"
+
+
+def test_the_memory_line_tells_what_was_measured_against_the_budget(report):
+    assert printed(report).splitlines()[1] == (
+        "memory: idle 100.00 MiB, peak 300.00 MiB, added 150.00 MiB, budget 512.00 MiB, "
+        "headroom 212.00 MiB"
+    )
+
+
+def test_the_ten_tensors_with_the_largest_error_come_first(report):
+    text = printed(report)
+
+    assert "Tensors, 10 of 12, largest error first" in text
+    assert text.index("layer.11.weight") < text.index("layer.2.weight")
+    assert "layer.1.weight" not in text
+
+
+def test_all_tensors_are_listed_when_asked_for(report):
+    text = printed(report, all_tensors=True)
+
+    assert all(f"layer.{i}.weight" in text for i in range(12))
+
+
+def test_what_was_skipped_is_counted_by_reason(report):
+    lines = printed(report).splitlines()
+
+    counted = next(line for line in lines if "one dimension" in line)
+    assert counted.split() == ["quantize", "one", "dimension", "2", "b.bias"]
+
+
+def test_the_text_of_a_loader_is_not_taken_for_markup(report):
+    assert "[bold]no[/bold] code of ours" in printed(report)
+
+
+def test_an_escape_sequence_in_a_tensor_name_stays_text(report):
+    hostile = copy.deepcopy(report)
+    hostile["tensors"][11]["name"] = "\x1b[2J[red]weight"
+
+    text = printed(hostile)
+
+    assert "\x1b" not in text
+    assert "\ufffd[2J[red]weight" in text
+
+
+@pytest.mark.parametrize("missing", ["model", "artifact", "memory", "steps", "tensors", "speed"])
+def test_a_report_that_lacks_a_part_still_prints(report, missing):
+    rest = {name: part for name, part in report.items() if name != missing}
+
+    assert "Loaders" in printed(rest)
+
+
+def test_an_empty_report_still_prints():
+    assert printed({}).splitlines() == ["- -> -", "memory: not measured"]

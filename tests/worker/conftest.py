@@ -1,0 +1,102 @@
+import threading
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import save_file
+
+from jobs.blobs import BlobStore, now_ms
+from jobs.checkpoint import open_checkpoint
+from jobs.job import JobSpec, new_job_id
+from jobs.queue import make_celery
+from jobs.recipe import parse_recipe
+from jobs.safetensors_header import TensorSpec, encode_header
+from jobs.settings import Settings
+from jobs.store import JobStore, connect
+from worker.supervisor import Supervisor
+
+INT8 = {"steps": [{"op": "quantize", "scheme": "w8a16"}]}
+
+
+class Workshop:
+    """A supervisor with its stores, as a pool child has them, and ways to give it work."""
+
+    def __init__(self, redis_url: str, folder: Path) -> None:
+        self.settings = Settings(
+            redis_url=redis_url, data_dir=folder, renew_seconds=0.05, device="cpu", queue="none"
+        )
+        self.store = JobStore(connect(redis_url), lease_seconds=30, max_attempts=3)
+        self.blobs = BlobStore(folder)
+        self.celery = make_celery(self.settings)
+        self.supervisor = Supervisor(self.settings, self.store, self.blobs, self.celery)
+
+    def close(self) -> None:
+        self.supervisor.stop()
+        self.celery.close()
+        self.store.redis.close()
+
+    def put_model(self, digit: str, write) -> str:
+        digest = digit * 64
+        with self.blobs.stage() as staged:
+            write(staged / "files" / "model.safetensors")
+            facts = open_checkpoint(staged / "files").facts()
+            self.blobs.publish("models", digest, staged, facts)
+        return f"mdl_{digest}"
+
+    def small_model(self) -> str:
+        weights = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+        return self.put_model("a", lambda path: save_file({"fc.weight": weights}, path))
+
+    def large_model(self) -> str:
+        # A sparse file of zeros: large enough to be still at work when a test looks, and free.
+        def write(path: Path) -> None:
+            spec = TensorSpec("fc.weight", "F32", (2**15, 2**12), 0)
+            with path.open("wb") as file:
+                file.write(encode_header([spec], {}))
+                file.truncate(file.tell() + spec.nbytes)
+
+        return self.put_model("b", write)
+
+    def submit(self, model: str, recipe=INT8) -> str:
+        spec = JobSpec(
+            id=new_job_id(), model=model, recipe=parse_recipe(recipe), created_ms=now_ms()
+        )
+        self.blobs.write_spec(spec)
+        self.store.submit(spec)
+        return spec.id
+
+    def run(self, model: str, recipe=INT8):
+        job_id = self.submit(model, recipe)
+        self.supervisor.run(job_id)
+        return self.store.get(job_id)
+
+    def runner(self) -> psutil.Process:
+        """Wait until a runner is at work, and give it."""
+        template = psutil.Process(self.supervisor._template.pid)
+        while True:
+            for process in template.children():
+                return process
+
+    def while_running(self, job_id: str, act) -> None:
+        """Run a job here while another thread acts on its runner."""
+        seen: list[BaseException] = []
+
+        def watch() -> None:
+            try:
+                act(self.runner())
+            except BaseException as error:  # noqa: BLE001 - shown by the test itself
+                seen.append(error)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        self.supervisor.run(job_id)
+        thread.join()
+        assert seen == []
+
+
+@pytest.fixture
+def workshop(redis_url, tmp_path):
+    workshop = Workshop(redis_url, tmp_path)
+    yield workshop
+    workshop.close()

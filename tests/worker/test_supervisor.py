@@ -1,0 +1,224 @@
+import os
+import signal
+import time
+
+import psutil
+from safetensors.numpy import load_file
+
+from jobs.blobs import BlobStore
+from jobs.job import JobResult
+from worker.supervisor import Supervisor, choose_device
+
+INT8 = {"steps": [{"op": "quantize", "scheme": "w8a16"}]}
+
+
+def only_essentials(blobs: BlobStore, job_id: str) -> set[str]:
+    return {path.name.rstrip("0123456789") for path in blobs.job_folder(job_id).iterdir()}
+
+
+def test_a_job_becomes_an_artifact_with_a_report(workshop):
+    job = workshop.run(workshop.small_model())
+
+    folder = workshop.blobs.artifact_folder(job.id)
+    assert job.state == "succeeded", job.failure
+    assert [file.path for file in job.artifact.files] == [
+        "load.py",
+        "manifest.json",
+        "model.safetensors",
+    ]
+    assert "fc.weight_packed" in load_file(folder / "model.safetensors")
+    assert workshop.blobs.report(job.id)["artifact"]["size_ratio"] < 0.5
+    assert [(row.number, row.outcome) for row in job.attempts] == [(1, "succeeded")]
+    assert only_essentials(workshop.blobs, job.id) == {
+        "artifact-",
+        "report.json",
+        "result.json",
+        "spec.json",
+    }
+
+
+def test_equal_jobs_give_artifacts_of_equal_bytes(workshop):
+    model = workshop.small_model()
+
+    first, second = workshop.run(model), workshop.run(model)
+
+    assert first.artifact == second.artifact
+
+
+def test_a_doorbell_too_many_does_nothing(workshop):
+    job = workshop.run(workshop.small_model())
+
+    workshop.supervisor.run(job.id)
+    workshop.supervisor.run("job_" + "0" * 32)
+
+    assert workshop.store.get(job.id) == job
+
+
+def test_a_job_that_would_change_nothing_fails_and_says_so(workshop):
+    recipe = {"steps": [{"op": "quantize", "scheme": "w8a16", "include": ["nothing.*"]}]}
+
+    job = workshop.run(workshop.small_model(), recipe)
+
+    assert (job.state, job.failure["code"]) == ("failed", "nothing_changed")
+    assert job.attempt == 1
+    assert workshop.blobs.read_result(job.id).state == "failed"
+    assert only_essentials(workshop.blobs, job.id) == {"result.json", "spec.json"}
+
+
+def test_a_gate_that_is_not_passed_withholds_the_artifact_and_keeps_the_report(workshop):
+    job = workshop.run(workshop.small_model(), INT8 | {"gate": {"max_size_ratio": 0.1}})
+
+    assert (job.state, job.failure["code"], job.artifact) == ("failed", "gate_failed", None)
+    assert workshop.blobs.report(job.id)["artifact"]["size_ratio"] > 0.1
+    assert workshop.blobs.artifact_folder(job.id) is None
+
+
+def test_a_model_that_is_gone_fails_the_job(workshop):
+    job = workshop.run("mdl_" + "f" * 64)
+
+    assert (job.state, job.failure["code"]) == ("failed", "model_not_found")
+
+
+def test_a_cancel_stops_the_runner_within_seconds(workshop):
+    job_id = workshop.submit(workshop.large_model())
+    gone = []
+
+    def act(runner):
+        # Stopped, it can neither finish nor hear a polite signal: the kill must come from outside.
+        runner.suspend()
+        gone.append(runner)
+        workshop.store.cancel(job_id)
+
+    started = time.monotonic()
+    workshop.while_running(job_id, act)
+
+    assert time.monotonic() - started < 3
+    assert workshop.store.get(job_id).state == "cancelled"
+    assert not gone[0].is_running()
+    assert only_essentials(workshop.blobs, job_id) == {"result.json", "spec.json"}
+
+
+def test_a_killed_runner_is_tried_again_and_gives_the_same_bytes(workshop):
+    model = workshop.large_model()
+    undisturbed = workshop.run(model)
+    job_id = workshop.submit(model)
+
+    workshop.while_running(job_id, lambda runner: runner.kill())
+    assert workshop.store.get(job_id).state == "queued"
+    workshop.supervisor.run(job_id)
+
+    job = workshop.store.get(job_id)
+    assert (job.state, job.attempt) == ("succeeded", 2)
+    assert [(row.outcome, row.reason) for row in job.attempts] == [
+        ("requeued", "runner_died"),
+        ("succeeded", None),
+    ]
+    assert job.artifact == undisturbed.artifact
+
+
+def test_a_runner_that_always_dies_fails_the_job_after_three_attempts(workshop):
+    job_id = workshop.submit(workshop.large_model())
+
+    for _ in range(3):
+        workshop.while_running(job_id, lambda runner: runner.send_signal(signal.SIGSEGV))
+    workshop.supervisor.run(job_id)
+
+    job = workshop.store.get(job_id)
+    assert (job.state, job.attempt, job.failure["code"]) == ("failed", 3, "runner_died")
+    assert job.failure["detail"] == "The runner was killed by SIGSEGV."
+    assert workshop.blobs.read_result(job_id).failure == job.failure
+
+
+def test_a_killed_template_is_replaced(workshop):
+    job_id = workshop.submit(workshop.large_model())
+
+    def act(runner):
+        os.kill(runner.ppid(), signal.SIGKILL)
+        psutil.wait_procs([runner], timeout=10)
+
+    workshop.while_running(job_id, act)
+    workshop.supervisor.run(job_id)
+
+    job = workshop.store.get(job_id)
+    assert (job.state, job.attempt) == ("succeeded", 2)
+
+
+def test_a_runtime_that_is_passed_stops_the_runner(workshop):
+    job_id = workshop.submit(workshop.large_model(), INT8 | {"budget": {"runtime": "300ms"}})
+
+    workshop.while_running(job_id, lambda runner: runner.suspend())
+
+    job = workshop.store.get(job_id)
+    assert (job.state, job.failure["code"]) == ("failed", "runtime_exceeded")
+    assert job.failure["limit_seconds"] == 0.3
+
+
+def test_a_memory_budget_that_is_passed_stops_the_runner(workshop):
+    job = workshop.run(workshop.large_model(), INT8 | {"budget": {"host_memory": "8MiB"}})
+
+    assert (job.state, job.failure["code"]) == ("failed", "memory_budget_exceeded")
+    assert job.failure["resident_bytes"] > job.failure["budget_bytes"] == 8 * 1024**2
+
+
+def test_a_worker_that_is_shut_down_gives_its_job_back_uncounted(workshop):
+    job_id = workshop.submit(workshop.large_model())
+    reading, writing = os.pipe()
+    workshop.supervisor._drain = reading
+
+    workshop.while_running(job_id, lambda _: os.write(writing, b"!"))
+    os.close(reading)
+    os.close(writing)
+
+    job = workshop.store.get(job_id)
+    assert (job.state, job.attempt, job.attempts[0].reason) == ("queued", 0, "drained")
+
+
+def test_a_job_taken_by_another_worker_is_let_go(workshop):
+    job_id = workshop.submit(workshop.large_model())
+
+    def take_away(runner):
+        runner.suspend()
+        workshop.store.redis.hset(f"modelpress:job:{job_id}", "lease_until_ms", 1)
+        assert workshop.store.claim(job_id, "other").outcome == "claimed"
+
+    workshop.while_running(job_id, take_away)
+
+    job = workshop.store.get(job_id)
+    assert (job.state, job.attempts[-1].worker) == ("running", "other")
+    assert workshop.blobs.read_result(job_id) is None
+
+
+def test_a_result_that_another_attempt_published_is_kept(workshop):
+    job_id = workshop.submit(workshop.small_model())
+    theirs = JobResult(id=job_id, state="succeeded", attempt=1, finished_ms=1)
+    workshop.blobs.publish_result(theirs)
+
+    workshop.supervisor.run(job_id)
+
+    assert workshop.store.get(job_id).state == "succeeded"
+    assert workshop.blobs.read_result(job_id) == theirs
+
+
+def test_nothing_is_left_running_when_the_supervisor_stops(workshop):
+    other = Supervisor(workshop.settings, workshop.store, workshop.blobs, workshop.celery)
+    template = psutil.Process(other._template.pid)
+
+    other.stop()
+
+    assert not template.is_running()
+
+
+def test_large_artifacts_get_their_sha256_after_the_job(workshop):
+    job = workshop.run(workshop.large_model())
+    assert {file.sha256 for file in job.artifact.files} == {None}
+
+    workshop.supervisor._checksums.stop()
+
+    digests = workshop.blobs.job_folder(job.id) / "sha256.json"
+    assert digests.exists()
+
+
+def test_the_device_is_chosen_without_torch():
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("cuda") == "cuda"
+    assert choose_device("auto") in ("cpu", "cuda")
