@@ -100,6 +100,10 @@ class BlobStore:
     def remove(self, store: StoreName, digest: str) -> bool:
         """Remove a stored content.
 
+        Args:
+            store: Which store it is in.
+            digest: Its digest.
+
         Returns:
             Whether there was one.
         """
@@ -180,6 +184,9 @@ class BlobStore:
 
     def remove_job(self, job_id: str) -> bool:
         """Remove a job with its artifact.
+
+        Args:
+            job_id: Which.
 
         Returns:
             Whether there was one.

@@ -26,7 +26,13 @@ _SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0
 
 
 def parse_seconds(value: object) -> object:
-    """Turn ``90``, ``"90s"``, ``"30m"`` or ``"2h"`` into seconds; leave the rest to pydantic.
+    """Turn ``90``, ``"90s"``, ``"30m"`` or ``"2h"`` into seconds.
+
+    Args:
+        value: What stands in the recipe.
+
+    Returns:
+        Seconds where it is a duration; otherwise the value itself, for pydantic to judge.
 
     Raises:
         ValueError: A string that is no duration.
@@ -234,7 +240,17 @@ def load_document(text: str | bytes) -> Any:  # noqa: ANN401 - whatever the docu
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """A safe loader that refuses aliases and reads ``1e-4`` as the number people mean."""
+    """A safe loader that refuses aliases, and reads numbers as YAML 1.2 does.
+
+    In YAML 1.1 a bare ``2:4`` is 124 (base 60) and ``1e-4`` is a string.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - yaml's own class attribute
+        first: [
+            (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - yaml's own signature
         if self.check_event(yaml.AliasEvent):
@@ -242,10 +258,14 @@ class _RecipeLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+_NUMBER_STARTS = list("-+0123456789.")
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), _NUMBER_STARTS
+)
 _RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
+    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$"),
+    _NUMBER_STARTS,
 )
 
 

@@ -227,6 +227,9 @@ class JobStore:
     def cancel(self, job_id: str) -> JobState | Literal["missing"]:
         """End a queued job at once, ask for the end of a running one, leave an ended one alone.
 
+        Args:
+            job_id: Which.
+
         Returns:
             The job's state now.
         """

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compression.pipeline import Progress, compress
-
 from jobs.problems import Problem
 from jobs.recipe import parse_recipe
 
@@ -85,7 +84,6 @@ def _run(order: Order, on_progress: Any) -> None:  # noqa: ANN401 - passed on as
         Path(order.model_folder),
         artifact,
         parse_recipe(order.recipe),
-        device=order.device,
         on_progress=on_progress,
     )
     (work / REPORT_NAME).write_text(report.model_dump_json())

@@ -132,10 +132,6 @@ class Runner:
         pid: Its process, which leads its own session.
         pipe: The read end of its pipe.
         control: The template's socket, which tells its exit status.
-
-    Attributes:
-        pid: Its process.
-        is_running: False once its exit status was received.
     """
 
     def __init__(self, pid: int, pipe: int, control: socket.socket) -> None:
@@ -144,6 +140,7 @@ class Runner:
         self._control = control
         self._buffer = b""
         self._pipe_is_open = True
+        #: False once its exit status was received.
         self.is_running = True
 
     def messages(self, timeout: float, wake: list[int]) -> Iterator[Message]:

@@ -48,8 +48,15 @@ def test_a_runtime_is_written_as_people_write_it(text, seconds):
     assert recipe.budget.runtime == seconds
 
 
-def test_scientific_notation_in_yaml_is_a_number():
-    recipe = load_recipe("steps: [{op: prune, sparsity: 5e-1}]")
+def test_a_bare_structure_is_no_number_in_base_60():
+    recipe = load_recipe("steps: [{op: prune, structure: 2:4}]")
+
+    assert recipe.steps[0].structure == "2:4"
+
+
+@pytest.mark.parametrize("text", ["0.5", ".5", "5e-1", "5.0e-1", "50.e-2"])
+def test_a_number_is_read_however_it_is_written(text):
+    recipe = load_recipe(f"steps: [{{op: prune, sparsity: {text}}}]")
 
     assert recipe.steps[0].sparsity == 0.5
 
