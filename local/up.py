@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ def stack(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
                 "-c",
                 str(write_configuration(settings)),
             ],
-            env=os.environ | {"DATA_DIR": str(folder), "PORT": str(settings.port)},
+            env=os.environ | {"DATA_DIR": str(folder), "PORT": str(settings.port or _free_port())},
             stdout=subprocess.DEVNULL,
             # Its own group, so that a Ctrl-C reaches us alone and we stop things in order.
             process_group=0,
@@ -70,6 +71,12 @@ def stack(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         finally:
             daemon.terminate()
             daemon.wait()
+
+
+def _free_port() -> int:
+    # Chosen once, so that a service that died comes back at the same address.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def _wait_until_ready(url_file: Path, daemon: subprocess.Popen[bytes], logs: Path) -> str:
@@ -93,15 +100,14 @@ def main() -> int:
         The exit status: 0 after a signal, 1 where it could not start.
     """
     settings = Settings()
-    # SIGTERM unwinds like Ctrl-C does, so that the block above cleans up.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Both unwind, so that the block above cleans up; a shell's `&` would have Ctrl-C ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     try:
         with stack(settings) as (url, daemon):
             print(f"Modelpress is ready at {url}  (docs: {url}/docs)", flush=True)
             print(f"Data and logs: {settings.data_dir.resolve()}  Stop with Ctrl-C.", flush=True)
             return daemon.wait()
-    except KeyboardInterrupt:
-        return 0
     except (AlreadyRunningError, StartFailedError) as error:
         print(f"make up: {error}", file=sys.stderr)
         return 1

@@ -34,6 +34,7 @@ class Stack:
     process: subprocess.Popen
     url: str
     data_dir: Path
+    expected_status: int = 0
 
     def processes(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -88,17 +89,20 @@ def run_stack(data_dir: Path, **environment: str) -> Iterator[Stack]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    try:
+    with process.stdout:
         line = process.stdout.readline()
         assert line.startswith("Modelpress is ready at "), line
-        yield Stack(process, line.split()[4], data_dir)
-    finally:
-        everything = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
-        process.stdout.close()
-        _, alive = psutil.wait_procs(everything, timeout=5)
-        assert alive == []
+        stack = Stack(process, line.split()[4], data_dir)
+        try:
+            yield stack
+        finally:
+            # A test may have ended it already, and looked at how that went.
+            everything = stack.processes() if process.poll() is None else []
+            process.send_signal(signal.SIGINT)
+            status = process.wait(timeout=60)
+            _, alive = psutil.wait_procs(everything, timeout=5)
+    assert alive == []
+    assert status == stack.expected_status
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def test_a_killed_runner(stack, job_at_work, undisturbed):
 
     assert (job["state"], job["attempt"]) == ("succeeded", 2)
     assert [row["reason"] for row in job["attempts"]] == ["runner_died", None]
-    assert job["artifact"] == undisturbed["artifact"]
+    assert job["artifact"]["digest"] == undisturbed["artifact"]["digest"]
 
 
 def test_a_killed_worker(stack, job_at_work, undisturbed, wait_until):
@@ -46,7 +46,7 @@ def test_a_killed_worker(stack, job_at_work, undisturbed, wait_until):
 
     assert (job["state"], job["attempt"]) == ("succeeded", 2)
     assert [row["reason"] for row in job["attempts"]] == ["worker_lost", None]
-    assert job["artifact"] == undisturbed["artifact"]
+    assert job["artifact"]["digest"] == undisturbed["artifact"]["digest"]
     assert wait_until(lambda: stack.find("celery")).pid != worker.pid
 
 
@@ -57,7 +57,7 @@ def test_a_killed_redis(stack, job_at_work, undisturbed, wait_until):
     job = stack.wait(job_at_work)
 
     assert job["state"] == "succeeded", job["failure"]
-    assert job["artifact"] == undisturbed["artifact"]
+    assert job["artifact"]["digest"] == undisturbed["artifact"]["digest"]
     assert wait_until(lambda: stack.find("redis-server")).pid != redis.pid
 
 
@@ -68,7 +68,7 @@ def test_a_killed_service(stack, job_at_work, undisturbed, wait_until):
     job = stack.wait(job_at_work)
 
     assert (job["state"], job["attempt"]) == ("succeeded", 1)
-    assert job["artifact"] == undisturbed["artifact"]
+    assert job["artifact"]["digest"] == undisturbed["artifact"]["digest"]
 
 
 def test_a_runner_that_always_dies(stack, job_at_work, wait_until):

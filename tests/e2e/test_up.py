@@ -62,7 +62,7 @@ def test_sigterm_leaves_no_process(run_up, tmp_path):
         stack.process.wait(timeout=60)
         _, alive = psutil.wait_procs(everything, timeout=5)
 
-    assert len(everything) > 5
+    assert len(everything) >= 5
     assert alive == []
 
 
@@ -73,5 +73,5 @@ def test_a_killed_process_manager_leaves_no_process(run_up, tmp_path, wait_until
         _, alive = psutil.wait_procs(everything, timeout=30)
 
         assert alive == []
-        assert stack.process.wait(timeout=30) != 0
-        stack.process.returncode = 0
+        stack.expected_status = stack.process.wait(timeout=30)
+        assert stack.expected_status != 0
