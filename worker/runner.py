@@ -84,6 +84,7 @@ def _run(order: Order, on_progress: Any) -> None:  # noqa: ANN401 - passed on as
         Path(order.model_folder),
         artifact,
         parse_recipe(order.recipe),
+        device=order.device,
         on_progress=on_progress,
     )
     (work / REPORT_NAME).write_text(report.model_dump_json())
