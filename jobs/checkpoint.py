@@ -151,7 +151,7 @@ def _read_json(path: Path, code: str) -> dict[str, Any] | None:
         raise Problem(code, f"{path.name} is larger than {MAX_JSON_BYTES} bytes.")
     try:
         members = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise Problem(code, f"{path.name} is not JSON: {error}.") from error
     if not isinstance(members, dict):
         raise Problem(code, f"{path.name} is not a JSON object.")

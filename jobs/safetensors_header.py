@@ -160,7 +160,7 @@ def parse_header(raw: bytes, data_bytes: int) -> Header:
     """
     try:
         members = json.loads(raw, object_pairs_hook=_refuse_duplicates)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise Problem("invalid_header", f"The header is not JSON: {error}.") from error
     if not isinstance(members, dict):
         raise Problem("invalid_header", "The header is not a JSON object.")

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compression.pipeline import Progress, compress
+from engine.pipeline import Progress, compress
 from jobs.problems import Problem
 from jobs.recipe import parse_recipe
 

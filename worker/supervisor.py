@@ -16,8 +16,8 @@ from typing import Any
 
 import structlog
 from celery import Celery
-from compression.gate import check as check_gate
 
+from engine.gate import check as check_gate
 from jobs.blobs import BlobStore, now_ms
 from jobs.job import Artifact, Job, JobResult
 from jobs.problems import Problem

@@ -146,7 +146,7 @@ def test_the_import_brings_neither_the_service_nor_the_terminal():
     script = (
         "import sys; sys.modules['httpx._main'] = None; import modelpress; "
         "heavy = {'torch', 'numpy', 'pydantic', 'redis', 'celery', 'flask', 'click', 'rich', "
-        "'jobs', 'compression', 'service', 'worker', 'yaml'}; "
+        "'jobs', 'engine', 'service', 'worker', 'yaml'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
 

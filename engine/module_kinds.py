@@ -1,0 +1,164 @@
+"""Which kind of module every weight of a transformers model belongs to.
+
+The names in a checkpoint do not tell a Linear [out, in] from GPT-2's Conv1D [in, out], nor which
+weights are tied. The model does, so it is built from its config on the meta device, which holds
+shapes but no values. That needs torch and transformers, and trusts neither to be small nor the
+config to be harmless, so it happens in a process of its own, with limits and without the network;
+this module imports neither of them until it is that process.
+"""
+
+import contextlib
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.problems import Problem
+
+_MEMORY_BYTES = 4 * 1024**3
+_SECONDS = 60
+_MAX_LAYERS = 2048
+#: What a config could name to have code fetched or run, or its weights replaced.
+_UNTRUSTED_KEYS = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config")
+_LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers")
+
+
+@dataclass(frozen=True)
+class ModuleKinds:
+    """What a model's own code says about its modules.
+
+    Attributes:
+        kinds: Kind by module name: ``Linear``, ``Conv1D``, ``Conv2d``, ``ConvTranspose1d``,
+            ``Embedding`` and so on; the class name for every other module with parameters.
+        tied: Groups of parameter names that are one tensor.
+        head: Name of the output head, where the model has one.
+        prefix: What the base model's names start with inside the full model.
+    """
+
+    kinds: dict[str, str]
+    tied: list[list[str]] = field(default_factory=list)
+    head: str | None = None
+    prefix: str = ""
+
+    def find(self, module: str) -> str | None:
+        """Give the model's own name of a checkpoint's module, with or without the prefix."""
+        prefix = f"{self.prefix}."
+        for name in (module, prefix + module, module.removeprefix(prefix)):
+            if name in self.kinds:
+                return name
+        return None
+
+
+def read_module_kinds(config: dict[str, Any]) -> ModuleKinds:
+    """Build a config's model without values, in a process of its own, and look at its modules.
+
+    Args:
+        config: The members of config.json.
+
+    Returns:
+        Its modules' kinds.
+
+    Raises:
+        Problem: `unknown_architecture`: the config names no class that the installed transformers
+            has, cannot be built, or needs more than a minute or 4 GiB. `invalid_config`: the config
+            asks for an absurd size.
+    """
+    _refuse_absurd_sizes(config)
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "engine.module_kinds"],
+            input=json.dumps(config).encode(),
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+            env={
+                "HF_HUB_OFFLINE": "1",
+                "TRANSFORMERS_OFFLINE": "1",
+                "TRANSFORMERS_VERBOSITY": "error",
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(Path(__file__).parent.parent),
+            },
+        )
+    except subprocess.TimeoutExpired:
+        raise _unknown(config, f"the model was not built within {_SECONDS} s") from None
+    if child.returncode != 0:
+        lines = child.stderr.decode(errors="replace").strip().splitlines()
+        raise _unknown(config, lines[-1][:500] if lines else f"exit code {child.returncode}")
+    return ModuleKinds(**json.loads(child.stdout))
+
+
+def _refuse_absurd_sizes(config: dict[str, Any]) -> None:
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in _LAYER_KEYS:
+            layers = part.get(key)
+            if isinstance(layers, int) and layers > _MAX_LAYERS:
+                raise Problem(
+                    "invalid_config", f"{key} is {layers}; at most {_MAX_LAYERS} are accepted."
+                )
+
+
+def _unknown(config: dict[str, Any], reason: str) -> Problem:
+    return Problem(
+        "unknown_architecture",
+        f"The model of config.json (model_type {config.get('model_type')!r}, architectures "
+        f"{config.get('architectures')!r}) cannot be built: {reason}. Leave config.json out to "
+        "have the tensors compressed by their names and shapes.",
+    )
+
+
+def _describe(config: dict[str, Any]) -> dict[str, Any]:
+    import torch  # noqa: PLC0415 - only the separate process may import torch
+    import transformers  # noqa: PLC0415
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: PLC0415
+
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else ""
+    model_class = getattr(transformers, str(name), None)
+    if not (
+        isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    ):
+        raise SystemExit(f"transformers {transformers.__version__} has no model class {name!r}")
+    if config.get("model_type") not in CONFIG_MAPPING:
+        raise SystemExit(f"transformers {transformers.__version__} does not know this model_type")
+    members = {key: value for key, value in config.items() if key not in _UNTRUSTED_KEYS}
+    with torch.device("meta"):
+        model = model_class(CONFIG_MAPPING[config["model_type"]].from_dict(members))
+    model.tie_weights()
+    head = model.get_output_embeddings()
+    shared: dict[int, list[str]] = {}
+    for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
+        shared.setdefault(id(parameter), []).append(parameter_name)
+    return {
+        "kinds": {
+            name: _kind(module)
+            for name, module in model.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
+        },
+        "tied": [names for names in shared.values() if len(names) > 1],
+        "head": next((n for n, m in model.named_modules() if head is not None and m is head), None),
+        "prefix": model.base_model_prefix,
+    }
+
+
+def _kind(module: object) -> str:
+    # A subclass of Linear is one for every loader; what else it does, it does to the same weight.
+    ancestors = [ancestor.__name__ for ancestor in type(module).__mro__]
+    return next((name for name in ("Linear", "Embedding") if name in ancestors), ancestors[0])
+
+
+def main() -> None:
+    """Read a config from standard input and write what its model says to standard output."""
+    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    # Data, not address space: CUDA builds of torch map gigabytes of code that take no memory.
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
+    # Whatever a library prints must not mix with the answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        answer = _describe(json.load(sys.stdin))
+    sys.stdout.write(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Puts a job's measurements together into its report."""
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Literal
+
+from engine.ledger import StepEntry, TensorEntry
+from engine.loaders import loaders_of
+from engine.memory import MemoryMeter
+from engine.plan import Placement, ShardPlan
+from engine.selection import Selection
+from jobs.checkpoint import Checkpoint
+from jobs.recipe import Recipe
+from jobs.report import (
+    ArtifactFacts,
+    DeviceMemory,
+    Memory,
+    ModelFacts,
+    Report,
+    Speed,
+    TensorReport,
+    TensorState,
+)
+
+
+def build_report(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    selection: Selection,
+    shards: Sequence[ShardPlan],
+    output_format: Literal["compressed-tensors", "safetensors"],
+    entries: tuple[Sequence[StepEntry], Mapping[str, TensorEntry]],
+    memory: tuple[MemoryMeter, DeviceMemory | None],
+    seconds: float,
+) -> Report:
+    """Put a job's measurements together.
+
+    Args:
+        checkpoint: The model.
+        recipe: What was done.
+        selection: To which tensors.
+        shards: The files that were written.
+        output_format: What they are.
+        entries: What was counted, by step and by tensor.
+        memory: What was measured of the host's memory and of the device's.
+        seconds: How long it took.
+
+    Returns:
+        The report.
+    """
+    steps, tensors = entries
+    model_bytes = sum(s.source.header.data_start + s.source.header.data_bytes for s in shards)
+    artifact_bytes = sum(shard.nbytes for shard in shards)
+    facts = checkpoint.facts()
+    return Report(
+        model=ModelFacts(
+            format=checkpoint.format,
+            architecture=facts["architecture"],
+            bytes=model_bytes,
+            parameters=facts["parameters"],
+            parameters_by_dtype=facts["parameters_by_dtype"],
+        ),
+        artifact=ArtifactFacts(
+            format=output_format, bytes=artifact_bytes, size_ratio=artifact_bytes / model_bytes
+        ),
+        memory=_memory(*memory, recipe),
+        steps=tuple(e.report(step) for e, step in zip(steps, recipe.steps, strict=True)),
+        tensors=tuple(
+            _tensor(placement, tensors[placement.source.name])
+            for shard in shards
+            for placement in shard.placements
+            if placement.target is not None
+        ),
+        skipped=selection.skipped,
+        loaders=loaders_of(
+            list(selection.targets.values()),
+            output_format,
+            has_config=checkpoint.config is not None,
+        ),
+        speed=Speed(total_seconds=seconds, input_bytes_per_second=model_bytes / max(seconds, 1e-9)),
+        versions={
+            **{name: version(name) for name in ("modelpress", "numpy", "numba")},
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _memory(meter: MemoryMeter, device: DeviceMemory | None, recipe: Recipe) -> Memory:
+    budget = recipe.budget.host_memory
+    idle, peak = meter.idle, meter.peak
+    return Memory(
+        idle=idle,
+        peak=peak,
+        device=device,
+        added_anonymous_bytes=max(0, peak.anonymous_peak_bytes - idle.anonymous_peak_bytes),
+        budget_bytes=budget,
+        headroom_bytes=None if budget is None else budget - peak.resident_peak_bytes,
+    )
+
+
+def _tensor(placement: Placement, entry: TensorEntry) -> TensorReport:
+    source = placement.source
+    is_quantized = placement.target is not None and placement.target.scheme is not None
+    elements = max(1, source.elements)
+    return TensorReport(
+        name=source.name,
+        shape=source.shape,
+        before=TensorState(
+            dtype=source.dtype, bytes=source.nbytes, sparsity=entry.zeros_before / elements
+        ),
+        after=TensorState(
+            dtype=placement.outputs["weight"].dtype,
+            bytes=sum(output.nbytes for output in placement.outputs.values()),
+            sparsity=entry.zeros_after / elements,
+        ),
+        relative_rmse=math.sqrt(entry.squared_error / entry.squares) if entry.squares else 0.0,
+        max_error_steps=entry.max_error_steps if is_quantized else None,
+    )

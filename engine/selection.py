@@ -1,0 +1,242 @@
+"""Which step touches which tensor, and why the others are left alone."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from engine.candidates import Candidate, find_candidates
+from engine.erasers import pruned_count
+from engine.matrices import Matrix
+from engine.module_kinds import ModuleKinds
+from engine.naming import fused_siblings
+from jobs.checkpoint import Checkpoint
+from jobs.problems import Problem
+from jobs.recipe import PruneStep, QuantizeStep, Recipe
+from jobs.report import Skipped
+from jobs.safetensors_header import DTYPE_BYTES
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor that the job changes.
+
+    Attributes:
+        matrix: Its values by output channel.
+        module: Its module's name in the checkpoint.
+        model_module: Its module's name in the model; equal where there is no model to ask.
+        prune_steps: Which steps of the recipe prune it, in order.
+        scheme: How it is quantized; None leaves it float.
+        whole_channels: Whether some step needs all inputs of a channel at once.
+    """
+
+    matrix: Matrix
+    module: str
+    model_module: str
+    prune_steps: tuple[int, ...]
+    scheme: str | None
+    whole_channels: bool
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self.matrix.tensor.name
+
+    @property
+    def itemsize(self) -> int:
+        """How many bytes one of its weights takes."""
+        return DTYPE_BYTES[self.matrix.tensor.dtype]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a job changes and what it leaves.
+
+    Attributes:
+        targets: Every tensor to change, by its name, in the order of the files.
+        skipped: Every tensor that a step could have changed, with the reason.
+    """
+
+    targets: dict[str, Target]
+    skipped: tuple[Skipped, ...]
+
+
+def select(
+    checkpoint: Checkpoint,
+    kinds: ModuleKinds | None,
+    recipe: Recipe,
+    output_format: str,
+) -> Selection:
+    """Decide what every step does to every tensor.
+
+    Args:
+        checkpoint: The model.
+        kinds: What its own code says about it; None goes by names and shapes.
+        recipe: What to do.
+        output_format: ``compressed-tensors``, which takes quantized Linears only, or
+            ``safetensors``.
+
+    Returns:
+        The decision.
+
+    Raises:
+        Problem: `nothing_changed`: no step changes any tensor; the detail says why.
+    """
+    candidates = find_candidates(checkpoint, kinds)
+    skipped: list[Skipped] = []
+    pruned: dict[str, list[int]] = {}
+    scheme: str | None = None
+    quantized: set[str] = set()
+    for index, step in enumerate(recipe.steps):
+        reasons = {c.weight.name: _reason(c, step, output_format) for c in candidates}
+        if isinstance(step, QuantizeStep):
+            scheme = step.scheme
+            if output_format == "compressed-tensors":
+                _leave_split_groups(candidates, reasons)
+        skipped += [Skipped(name=n, op=step.op, reason=r) for n, r in reasons.items() if r]
+        chosen = [c for c in candidates if reasons[c.weight.name] is None]
+        if not chosen:
+            raise Problem("nothing_changed", _explain(checkpoint, index, step, reasons))
+        if isinstance(step, QuantizeStep):
+            quantized |= {candidate.weight.name for candidate in chosen}
+            continue
+        for matrix in _matrices(chosen, step):
+            pruned.setdefault(matrix.tensor.name, []).append(index)
+    targets = {
+        matrix.tensor.name: _target(
+            candidate,
+            matrix,
+            tuple(pruned.get(matrix.tensor.name, ())),
+            scheme if matrix.tensor.name in quantized else None,
+            recipe,
+        )
+        for candidate in candidates
+        for matrix in candidate.matrices
+        if matrix.tensor.name in quantized or matrix.tensor.name in pruned
+    }
+    if not targets:
+        raise Problem(
+            "nothing_changed",
+            "Every sparsity of the recipe rounds to no weight at all in every selected tensor.",
+        )
+    order = {name: place for place, name in enumerate(checkpoint.tensors)}
+    return Selection(dict(sorted(targets.items(), key=lambda item: order[item[0]])), tuple(skipped))
+
+
+def _target(
+    candidate: Candidate,
+    matrix: Matrix,
+    prune_steps: tuple[int, ...],
+    scheme: str | None,
+    recipe: Recipe,
+) -> Target:
+    steps = [recipe.steps[index] for index in prune_steps]
+    return Target(
+        matrix,
+        candidate.module,
+        candidate.model_module or candidate.module,
+        prune_steps,
+        scheme,
+        whole_channels=scheme is not None
+        or any(
+            isinstance(step, PruneStep)
+            and (step.structure != "unstructured" or step.scope == "row")
+            for step in steps
+        ),
+    )
+
+
+def _matrices(chosen: list[Candidate], step: PruneStep) -> list[Matrix]:
+    """Give what a step prunes, leaving out tensors of which it prunes not one weight."""
+    matrices = [m for c in chosen for m in (c.matrices if step.biases else c.matrices[:1])]
+    if step.structure != "unstructured":
+        return matrices
+    sparsity = step.sparsity or 0.0
+    if step.scope == "global":
+        total = sum(matrix.tensor.elements for matrix in matrices)
+        return matrices if pruned_count(sparsity, total) else []
+    if step.scope == "row":
+        return [m for m in matrices if pruned_count(sparsity, m.inputs)]
+    return [m for m in matrices if pruned_count(sparsity, m.tensor.elements)]
+
+
+def _reason(candidate: Candidate, step: PruneStep | QuantizeStep, output: str) -> str | None:
+    """Say why a step leaves a candidate alone; None where it does not."""
+    if any(fnmatchcase(candidate.module, pattern) for pattern in step.exclude):
+        return "An exclude pattern of the recipe names it."
+    is_named = False
+    if step.include is not None:
+        is_named = any(fnmatchcase(candidate.module, pattern) for pattern in step.include)
+        if not is_named:
+            return "No include pattern of the recipe names it."
+    if candidate.unsupported is not None:
+        return candidate.unsupported
+    if candidate.left_by_default is not None and not is_named:
+        return f"{candidate.left_by_default}; an include pattern that names it selects it."
+    if isinstance(step, QuantizeStep):
+        return _reason_against_quantizing(candidate, output)
+    return _reason_against_pruning(candidate, step)
+
+
+def _reason_against_quantizing(candidate: Candidate, output: str) -> str | None:
+    if candidate.tied_to is not None:
+        return f"It is tied to {candidate.tied_to}, and tied weights stay float."
+    if candidate.kind == "Embedding":
+        return "Embeddings are looked up by row and stay float."
+    if output == "compressed-tensors":
+        if candidate.kind != "Linear":
+            return (
+                f"compressed-tensors quantizes Linear modules, and this is a {candidate.kind}; "
+                "output.format safetensors quantizes it."
+            )
+        if candidate.model_module is None:
+            return "The installed transformers' model has no module of this name."
+    return None
+
+
+def _reason_against_pruning(candidate: Candidate, step: PruneStep) -> str | None:
+    if candidate.is_stored_twice:
+        return f"It is tied to {candidate.tied_to}, and both are stored: they must stay equal."
+    if step.structure != "unstructured":
+        group = int(step.structure[-1])
+        matrix = candidate.matrices[0]
+        inputs = matrix.inputs // matrix.positions
+        if inputs % group:
+            return f"Its {inputs} inputs are not divisible into groups of {group}."
+    return None
+
+
+def _leave_split_groups(candidates: list[Candidate], reasons: dict[str, str | None]) -> None:
+    """Leave every member of a fused group float where one of them is."""
+    by_module = {candidate.module: candidate for candidate in candidates}
+    left = {c.module for c in candidates if reasons[c.weight.name] is not None}
+    for candidate in candidates:
+        siblings = [by_module[m] for m in fused_siblings(candidate.module) if m in by_module]
+        float_siblings = [sibling.module for sibling in siblings if sibling.module in left]
+        if float_siblings and candidate.module not in left:
+            reasons[candidate.weight.name] = (
+                f"Loaders fuse it with {', '.join(float_siblings)}, left float, and a fused group "
+                "has one scheme."
+            )
+
+
+def _explain(
+    checkpoint: Checkpoint,
+    index: int,
+    step: PruneStep | QuantizeStep,
+    reasons: dict[str, str | None],
+) -> str:
+    opening = f"Step {index + 1} ({step.op}) would change no tensor."
+    if not reasons:
+        names = ", ".join(list(checkpoint.tensors)[:5])
+        return (
+            f"{opening} None of the {len(checkpoint.tensors)} tensors ({names}) is the weight of a "
+            "Linear, a convolution or an embedding: such a weight is named <module>.weight and has "
+            "two or more dimensions."
+        )
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason or "", []).append(name)
+    told = " ".join(
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {reason}"
+        for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    )
+    return f"{opening} {told[:2000]}"
