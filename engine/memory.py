@@ -7,7 +7,7 @@ from typing import Self
 from jobs.report import HostMemory
 
 _SECONDS_BETWEEN_SAMPLES = 0.01
-_FIELDS = ("RssAnon", "RssFile", "RssShmem", "VmRSS")
+_FIELDS = ("RssAnon", "RssFile", "RssShmem", "VmRSS", "VmHWM")
 
 
 class MemoryMeter:
@@ -63,13 +63,23 @@ class MemoryMeter:
             self.sample()
 
 
-def _read() -> HostMemory:
+def own_peak_bytes() -> int:
+    """Give the largest resident memory that this process ever had."""
+    return _read_fields()["VmHWM"]
+
+
+def _read_fields() -> dict[str, int]:
     fields = dict.fromkeys(_FIELDS, 0)
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         for line in status:
             name, _, value = line.partition(":")
             if name in fields:
                 fields[name] = int(value.split()[0]) * 1024
+    return fields
+
+
+def _read() -> HostMemory:
+    fields = _read_fields()
     return HostMemory(
         anonymous_peak_bytes=fields["RssAnon"],
         file_peak_bytes=fields["RssFile"] + fields["RssShmem"],

@@ -9,6 +9,7 @@ this module imports neither of them until it is that process.
 
 import contextlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.memory import own_peak_bytes
+from jobs.parent_death import end_with_parent
 from jobs.problems import Problem
 
 _MEMORY_BYTES = 4 * 1024**3
@@ -36,12 +39,14 @@ class ModuleKinds:
         tied: Groups of parameter names that are one tensor.
         head: Name of the output head, where the model has one.
         prefix: What the base model's names start with inside the full model.
+        peak_bytes: Resident peak of the process that looked.
     """
 
     kinds: dict[str, str]
     tied: list[list[str]] = field(default_factory=list)
     head: str | None = None
     prefix: str = ""
+    peak_bytes: int | None = None
 
     def find(self, module: str) -> str | None:
         """Give the model's own name of a checkpoint's module, with or without the prefix."""
@@ -140,6 +145,7 @@ def _describe(config: dict[str, Any]) -> dict[str, Any]:
         "tied": [names for names in shared.values() if len(names) > 1],
         "head": next((n for n, m in model.named_modules() if head is not None and m is head), None),
         "prefix": model.base_model_prefix,
+        "peak_bytes": own_peak_bytes(),
     }
 
 
@@ -151,6 +157,7 @@ def _kind(module: object) -> str:
 
 def main() -> None:
     """Read a config from standard input and write what its model says to standard output."""
+    end_with_parent(os.getppid())
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     # Data, not address space: CUDA builds of torch map gigabytes of code that take no memory.
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))

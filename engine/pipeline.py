@@ -96,7 +96,7 @@ def compress(
             write_text(artifact_folder / name, text)
         _sync_folder(artifact_folder)
     seconds = time.perf_counter() - started
-    memory = (meter, kernels.memory())
+    memory = (meter, kernels.memory(), kinds.peak_bytes if kinds else None)
     counted = (entries, writer.tensors)
     return build_report(
         checkpoint, recipe, selection, shards, output_format, counted, memory, seconds

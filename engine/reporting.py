@@ -32,7 +32,7 @@ def build_report(
     shards: Sequence[ShardPlan],
     output_format: Literal["compressed-tensors", "safetensors"],
     entries: tuple[Sequence[StepEntry], Mapping[str, TensorEntry]],
-    memory: tuple[MemoryMeter, DeviceMemory | None],
+    memory: tuple[MemoryMeter, DeviceMemory | None, int | None],
     seconds: float,
 ) -> Report:
     """Put a job's measurements together.
@@ -44,7 +44,8 @@ def build_report(
         shards: The files that were written.
         output_format: What they are.
         entries: What was counted, by step and by tensor.
-        memory: What was measured of the host's memory and of the device's.
+        memory: What was measured of the host's memory and of the device's, and the resident peak
+            of the process that looked at the model's modules.
         seconds: How long it took.
 
     Returns:
@@ -87,16 +88,20 @@ def build_report(
     )
 
 
-def _memory(meter: MemoryMeter, device: DeviceMemory | None, recipe: Recipe) -> Memory:
+def _memory(
+    meter: MemoryMeter, device: DeviceMemory | None, inspection: int | None, recipe: Recipe
+) -> Memory:
     budget = recipe.budget.host_memory
     idle, peak = meter.idle, meter.peak
+    total = max(peak.resident_peak_bytes, idle.resident_peak_bytes + (inspection or 0))
     return Memory(
         idle=idle,
         peak=peak,
         device=device,
+        inspection_peak_bytes=inspection,
         added_anonymous_bytes=max(0, peak.anonymous_peak_bytes - idle.anonymous_peak_bytes),
         budget_bytes=budget,
-        headroom_bytes=None if budget is None else budget - peak.resident_peak_bytes,
+        headroom_bytes=None if budget is None else budget - total,
     )
 
 

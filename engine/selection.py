@@ -169,11 +169,14 @@ def _reason(candidate: Candidate, step: PruneStep | QuantizeStep, output: str) -
             return "No include pattern of the recipe names it."
     if candidate.unsupported is not None:
         return candidate.unsupported
-    if candidate.left_by_default is not None and not is_named:
+    against = (
+        _reason_against_quantizing(candidate, output)
+        if isinstance(step, QuantizeStep)
+        else _reason_against_pruning(candidate, step)
+    )
+    if against is None and candidate.left_by_default is not None and not is_named:
         return f"{candidate.left_by_default}; an include pattern that names it selects it."
-    if isinstance(step, QuantizeStep):
-        return _reason_against_quantizing(candidate, output)
-    return _reason_against_pruning(candidate, step)
+    return against
 
 
 def _reason_against_quantizing(candidate: Candidate, output: str) -> str | None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from worker.parent_death import end_with_parent
+from jobs.parent_death import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent(os.getppid(), by=signal.SIGTERM)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import httpx
 
+from jobs.parent_death import end_with_parent
 from jobs.settings import Settings
 from local.processes import write_configuration
-from worker.parent_death import end_with_parent
 
 START_SECONDS = 60
 

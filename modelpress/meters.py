@@ -12,6 +12,7 @@ from modelpress.sizes import format_bytes, format_seconds, printable
 from modelpress.values import Job
 
 SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BEFORE_ESTIMATE = 1.0
 
 
 class Meter(Protocol):
@@ -103,8 +104,10 @@ def show_bytes(on: Meter, label: str) -> Callable[[int, int], None]:
 
     def show(done: int, total: int) -> None:
         text = f"{format_bytes(done)} of {format_bytes(total)}"
-        if 0 < done < total:
-            text += f", {format_seconds((time.monotonic() - begun) * (total - done) / done)} left"
+        seconds = time.monotonic() - begun
+        # The pace of the first moments is that of connecting, and would say hours.
+        if 0 < done < total and seconds > _SECONDS_BEFORE_ESTIMATE:
+            text += f", {format_seconds(seconds * (total - done) / done)} left"
         on.show(label, done, total, text)
 
     return show

@@ -11,7 +11,9 @@ def format_bytes(nbytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a time with two units at most, such as ``1h 05m``, ``2m 10s`` or ``3.2s``."""
+    """Write a time with two units at most, such as ``1h 05m``, ``2m 10s``, ``3.2s`` or ``40ms``."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f}ms"
     if seconds < 10:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
-from worker.parent_death import end_with_parent
+from jobs.parent_death import end_with_parent
 
 MAX_ORDER_BYTES = 4 * 1024**2
 

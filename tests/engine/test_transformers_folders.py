@@ -269,3 +269,12 @@ def test_a_conv1d_is_pruned_along_the_inputs_of_each_output_column(tmp_path, pre
     assert torch.equal(pressed.tensors[name], torch.where(rank < 12, 0.0, weight))
     name = "transformer.h.1.mlp.c_proj.weight"
     assert int((pressed.tensors[name] == 0).sum()) == round(0.3 * 192 * 48)
+
+
+def test_the_memory_of_looking_at_the_model_is_in_the_report(tmp_path, press):
+    make_bert(tmp_path / "bert")
+
+    memory = press(tmp_path / "bert", {**QUANTIZE, "scheme": "w8a8"}).report.memory
+
+    # A process that has imported torch and transformers is much larger than a runner's work.
+    assert memory.inspection_peak_bytes > 100 * 1024**2

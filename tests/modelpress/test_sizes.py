@@ -20,7 +20,8 @@ def test_sizes_are_written_in_the_largest_unit_that_fits(nbytes, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0s"), (9.94, "9.9s"), (12, "12s"), (59.6, "1m 00s"), (130, "2m 10s"),
+    [(0.0004, "0ms"), (0.04, "40ms"), (0.9996, "1.0s"), (9.94, "9.9s"),
+     (12, "12s"), (59.6, "1m 00s"), (130, "2m 10s"),
      (3900, "1h 05m")],
 )  # fmt: skip
 def test_times_are_written_with_two_units_at_most(seconds, text):

@@ -1,0 +1,193 @@
+"""The service, in the test's process and behind a real gunicorn."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import blake3
+import httpx
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from jobs.blobs import BlobStore, now_ms
+from jobs.job import Artifact, ArtifactFile, JobResult
+from jobs.settings import Settings
+from jobs.store import JobStore
+from service import create_app
+from service.parts import EXTENSION, Parts
+
+
+def safetensors(shapes: dict[str, tuple[int, ...]] | None = None, fill: bytes = b"\1") -> bytes:
+    """A small checkpoint in float32."""
+    entries, end = {}, 0
+    for name, shape in (shapes or {"fc.weight": (4, 8), "fc.bias": (4,)}).items():
+        size = 4
+        for dimension in shape:
+            size *= dimension
+        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    header = json.dumps(entries).encode()
+    return len(header).to_bytes(8, "little") + header + fill * end
+
+
+@pytest.fixture
+def settings(tmp_path: Path, redis_url: str) -> Settings:
+    return Settings(data_dir=tmp_path / "data", redis_url=redis_url, port=0, reap_seconds=0.5)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Flask]:
+    app = create_app(settings)
+    yield app
+    parts: Parts = app.extensions[EXTENSION]
+    parts.store.redis.close()
+    parts.celery.close()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def store(app: Flask) -> JobStore:
+    return app.extensions[EXTENSION].store
+
+
+@pytest.fixture
+def blobs(app: Flask) -> BlobStore:
+    return app.extensions[EXTENSION].blobs
+
+
+@pytest.fixture
+def checkpoint() -> bytes:
+    """A small model."""
+    return safetensors()
+
+
+@pytest.fixture
+def make_checkpoint():
+    """Makes a small model of given shapes."""
+    return safetensors
+
+
+@pytest.fixture
+def model_id(client: FlaskClient, checkpoint: bytes) -> str:
+    """The id of an uploaded model."""
+    return client.post("/models", data=checkpoint).json["id"]
+
+
+@pytest.fixture
+def job_id(client: FlaskClient, model_id: str, recipe: dict[str, object]) -> str:
+    """The id of a queued job."""
+    return client.post("/jobs", json={"model": model_id, "spec": recipe}).json["id"]
+
+
+@pytest.fixture
+def finish(store: JobStore, blobs: BlobStore):
+    """Ends a job as a worker would, with files as its artifact or with a failure."""
+    return partial(_finish, store, blobs)
+
+
+def _finish(store, blobs, job_id, files=None, failure=None, report=None):
+    token = store.claim(job_id, "tester").token
+    folder = blobs.job_folder(job_id) / f"artifact-{token}"
+    folder.mkdir()
+    listed = []
+    for path, content in sorted((files or {}).items()):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+        digest = blake3.blake3(content).hexdigest()
+        listed.append(ArtifactFile(path=path, bytes=len(content), blake3=digest))
+    artifact = Artifact(
+        bytes=sum(file.bytes for file in listed), digest="blake3:" + "ab" * 32, files=listed
+    )
+    result = JobResult(
+        id=job_id,
+        state="failed" if failure else "succeeded",
+        attempt=1,
+        artifact_folder=None if failure else folder.name,
+        artifact=None if failure else artifact,
+        failure=failure.to_dict() if failure else None,
+        finished_ms=now_ms(),
+    )
+    if report:
+        blobs.write_report(job_id, report)
+    assert blobs.publish_result(result)
+    assert store.finish(result, token) == "finished"
+
+
+@pytest.fixture
+def recipe() -> dict[str, object]:
+    return {"steps": [{"op": "quantize", "scheme": "w8a16"}]}
+
+
+class Live:
+    """A service behind gunicorn.
+
+    Attributes:
+        data: Its data folder.
+        process: gunicorn's arbiter.
+        url: Where it listens.
+        port: The same, for sockets.
+    """
+
+    def __init__(self, data: Path, redis_url: str, wait_until) -> None:
+        self.data = data
+        environment = {
+            "PATH": os.environ["PATH"],
+            "DATA_DIR": str(data),
+            "REDIS_URL": redis_url,
+            "PORT": "0",
+            "SERVICE_THREADS": "8",
+            "MAX_LONG_POLLS": "3",
+            "REAP_SECONDS": "0.5",
+        }
+        self._log = data.with_suffix(".log").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            env=environment,
+            cwd=Path(__file__).parents[2],
+            stderr=self._log,
+        )
+        file = data / "service.url"
+        wait_until(file.exists, "the service to listen")
+        self.url = file.read_text().strip()
+        self.port = int(self.url.rpartition(":")[2])
+        wait_until(lambda: httpx.get(f"{self.url}/livez").status_code == 200, "an answer")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=60)
+        self._log.close()
+
+    def worker_pid(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return int(children.split()[0])
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory, redis_server: str, wait_until) -> Iterator[Live]:
+    """A service that the tests share; each finds it with an empty Redis."""
+    service = Live(tmp_path_factory.mktemp("live") / "data", redis_server, wait_until)
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def own_live(tmp_path: Path, redis_url: str, wait_until) -> Iterator[Live]:
+    """A service that the test may break."""
+    service = Live(tmp_path / "own", redis_url, wait_until)
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def http(live: Live) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live.url, timeout=30) as client:
+        yield client

@@ -1,0 +1,40 @@
+"""The service against its own contract: requests made from openapi.yaml, answers checked by it."""
+
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+SLOW_FIXTURES = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+
+
+# The committed contract; that it is the one in force is test_openapi's business.
+schema = schemathesis.openapi.from_path(Path(__file__).parents[2] / "openapi.yaml")
+
+
+@schema.parametrize()
+@settings(max_examples=5, deadline=None, suppress_health_check=SLOW_FIXTURES)
+def test_no_request_gets_an_answer_that_the_contract_does_not_name(case, live):
+    case.call_and_validate(base_url=live.url, checks=CHECKS)
+
+
+@pytest.mark.slow
+@schema.parametrize()
+@settings(max_examples=300, deadline=None, suppress_health_check=SLOW_FIXTURES)
+def test_many_requests_get_no_answer_that_the_contract_does_not_name(case, live):
+    case.call_and_validate(base_url=live.url, checks=CHECKS)

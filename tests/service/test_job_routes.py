@@ -1,0 +1,188 @@
+import threading
+import time
+
+import pytest
+
+from jobs.job import Progress
+
+PROGRESS = Progress(phase="compress", step=1, steps=1, done=1, total=2, unit="bytes")
+
+
+@pytest.fixture
+def submit(client, model_id, recipe):
+    def make(**labels):
+        return client.post(
+            "/jobs", json={"model": model_id, "spec": recipe, "labels": labels}
+        ).json["id"]
+
+    return make
+
+
+def test_the_etag_is_the_revision_and_saves_the_body(client, store, job_id):
+    first = client.get(f"/jobs/{job_id}")
+    unchanged = client.get(f"/jobs/{job_id}", headers={"If-None-Match": first.headers["ETag"]})
+    store.claim(job_id, "w")
+    changed = client.get(f"/jobs/{job_id}", headers={"If-None-Match": first.headers["ETag"]})
+
+    assert first.headers["ETag"] == '"1"'
+    assert (unchanged.status_code, unchanged.data) == (304, b"")
+    assert unchanged.headers["ETag"] == '"1"'
+    assert (changed.status_code, changed.headers["ETag"]) == (200, '"2"')
+    assert changed.json["state"] == "running"
+
+
+def test_a_long_poll_answers_when_the_job_changes(client, app, store, job_id):
+    changer = threading.Timer(0.2, store.claim, (job_id, "w"))
+    started = time.monotonic()
+    changer.start()
+
+    answer = client.get(f"/jobs/{job_id}", headers={"Prefer": "wait=30", "If-None-Match": '"1"'})
+
+    changer.join()
+    assert answer.json["state"] == "running"
+    assert answer.headers["Preference-Applied"] == "wait=30"
+    assert 0.1 < time.monotonic() - started < 5
+
+
+def test_a_long_poll_ends_with_its_time(client, job_id):
+    started = time.monotonic()
+
+    answer = client.get(f"/jobs/{job_id}", headers={"Prefer": "wait=1", "If-None-Match": '"1"'})
+
+    assert answer.status_code == 304
+    assert 0.9 < time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("known", ['"0"', '"7-sha256"'])
+def test_a_long_poll_answers_at_once_where_the_client_is_behind(client, job_id, known):
+    started = time.monotonic()
+
+    answer = client.get(f"/jobs/{job_id}", headers={"Prefer": "wait=30", "If-None-Match": known})
+
+    assert answer.status_code == 200
+    assert time.monotonic() - started < 2
+
+
+def test_a_long_poll_answers_at_once_where_the_job_has_ended(client, job_id, finish):
+    finish(job_id, {"model.safetensors": b"x"})
+    revision = client.get(f"/jobs/{job_id}").headers["ETag"]
+    started = time.monotonic()
+
+    answer = client.get(f"/jobs/{job_id}", headers={"Prefer": "wait=30", "If-None-Match": revision})
+
+    assert answer.status_code == 304
+    assert "Retry-After" not in answer.headers
+    assert time.monotonic() - started < 2
+
+
+def test_a_long_poll_without_a_seat_answers_at_once(app, client, job_id):
+    seats = app.extensions["modelpress"].waiters
+    taken = [seats.seat() for _ in range(16)]
+    assert all(seat.__enter__() for seat in taken)
+    started = time.monotonic()
+
+    answer = client.get(f"/jobs/{job_id}", headers={"Prefer": "wait=30"})
+
+    assert answer.status_code == 200
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert time.monotonic() - started < 2
+    for seat in taken:
+        seat.__exit__(None, None, None)
+
+
+def test_pages_follow_one_another_to_the_end(client, submit):
+    made = [submit() for _ in range(5)]
+    seen, address = [], "/jobs?limit=2"
+    for _ in range(3):
+        page = client.get(address)
+        seen += [job["id"] for job in page.json["data"]]
+        address = page.headers.get("Link", "").partition(">")[0].removeprefix("<")
+
+    assert seen == made[::-1]
+    assert page.json["next_cursor"] is None
+    assert address == ""
+
+
+def test_a_list_is_narrowed_by_state_and_labels(client, submit, finish):
+    one, two, three = submit(a="1", b="2"), submit(a="1"), submit(a="2")
+    finish(two, {"m": b"x"})
+
+    def ids(query):
+        return [job["id"] for job in client.get(f"/jobs?{query}").json["data"]]
+
+    assert ids("label=a:1") == [two, one]
+    assert ids("label=a:1&label=b:2") == [one]
+    assert ids("state=succeeded") == [two]
+    assert ids("state=queued&label=a:2") == [three]
+    assert ids("label=a:9") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("limit=0", "malformed_request"),
+        ("limit=201", "malformed_request"),
+        ("limit=x", "malformed_request"),
+        ("limit=1&limit=2", "malformed_request"),
+        ("state=done", "malformed_request"),
+        ("label=novalue", "malformed_request"),
+        ("colour=red", "malformed_request"),
+        ("cursor=%00", "invalid_cursor"),
+        ("cursor=aaa", "invalid_cursor"),
+        ("cursor=ü", "invalid_cursor"),
+    ],
+)
+def test_a_wrong_query_is_refused(client, query, code):
+    answer = client.get(f"/jobs?{query}")
+
+    assert (answer.status_code, answer.json["code"]) == (400, code)
+
+
+def test_a_queued_job_is_cancelled_at_once_and_for_good(client, blobs, job_id):
+    answer = client.post(f"/jobs/{job_id}/cancel")
+    again = client.post(f"/jobs/{job_id}/cancel")
+
+    assert (answer.status_code, answer.json["state"]) == (200, "cancelled")
+    assert again.json == answer.json
+    assert blobs.read_result(job_id).state == "cancelled"
+
+
+def test_a_running_job_is_asked_to_stop(client, store, job_id):
+    token = store.claim(job_id, "w").token
+
+    answer = client.post(f"/jobs/{job_id}/cancel")
+
+    assert (answer.status_code, answer.json["state"]) == (202, "running")
+    assert answer.json["cancel_requested"] is True
+    assert store.renew(job_id, token).cancel_requested
+
+
+def test_only_a_job_that_has_ended_is_removed(client, blobs, job_id, finish):
+    early = client.delete(f"/jobs/{job_id}")
+    finish(job_id, {"m": b"x"})
+    late = client.delete(f"/jobs/{job_id}")
+
+    assert (early.status_code, early.json["code"]) == (409, "job_not_terminal")
+    assert late.status_code == 204
+    assert client.get(f"/jobs/{job_id}").json["code"] == "job_not_found"
+    assert not blobs.job_folder(job_id).exists()
+
+
+@pytest.mark.parametrize("method", ["get", "delete"])
+@pytest.mark.parametrize("wrong", ["job_1", "job_" + "0" * 32, "x" * 3000, "%00"])
+def test_a_job_that_does_not_exist_is_not_found(client, method, wrong):
+    answer = getattr(client, method)(f"/jobs/{wrong}")
+
+    assert (answer.status_code, answer.json["code"]) == (404, "job_not_found")
+
+
+def test_digests_that_come_late_change_the_etag(client, blobs, job_id, finish):
+    finish(job_id, {"m": b"x"})
+    before = client.get(f"/jobs/{job_id}")
+    (blobs.job_folder(job_id) / "sha256.json").write_text('{"m": "' + "ab" * 32 + '"}')
+    after = client.get(f"/jobs/{job_id}", headers={"If-None-Match": before.headers["ETag"]})
+
+    assert before.json["artifact"]["files"][0]["sha256"] is None
+    assert after.status_code == 200
+    assert after.json["artifact"]["files"][0]["sha256"] == "ab" * 32
+    assert after.headers["ETag"] == f'"{after.json["revision"]}-sha256"'

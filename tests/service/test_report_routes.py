@@ -1,0 +1,128 @@
+import pytest
+
+from jobs.problems import Problem
+from jobs.report import Report
+from service.report_page import draw, human_bytes
+
+HOST = {"anonymous_peak_bytes": 2**20, "file_peak_bytes": 2**20, "resident_peak_bytes": 2**21}
+STATE = {"dtype": "BF16", "bytes": 64, "sparsity": 0.5}
+REPORT = {
+    "model": {
+        "format": "safetensors",
+        "architecture": None,
+        "bytes": 2000,
+        "parameters": 1000,
+        "parameters_by_dtype": {"BF16": 1000},
+    },
+    "artifact": {"format": "safetensors", "bytes": 1100, "size_ratio": 0.55},
+    "memory": {
+        "idle": HOST,
+        "peak": HOST,
+        "device": None,
+        "added_anonymous_bytes": 4096,
+        "budget_bytes": 2**30,
+        "headroom_bytes": 2**30 - 2**21,
+    },
+    "steps": [
+        {
+            "op": "quantize",
+            "method": "w8a16",
+            "seconds": 0.25,
+            "bytes_read": 2000,
+            "bytes_written": 1100,
+            "tensors_changed": 1,
+            "weights_pruned": 0,
+        }
+    ],
+    "tensors": [
+        {
+            "name": "<script>alert(1)</script>",
+            "shape": [8, 4],
+            "before": STATE,
+            "after": STATE,
+            "relative_rmse": 0.0081,
+            "max_error_steps": 0.5,
+        }
+    ],
+    "skipped": [{"name": "head", "op": "quantize", "reason": "output head"}],
+    "loaders": {"torch": {"ok": True, "note": "by load.py"}},
+    "speed": {"total_seconds": 0.5, "input_bytes_per_second": 4000.0},
+    "versions": {"torch": "2.13.0"},
+}
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.fixture
+def reported(job_id, finish):
+    finish(job_id, {"m": b"x"}, report=REPORT)
+    return job_id
+
+
+@pytest.mark.parametrize("accept", ["application/json", "*/*", None])
+def test_programs_get_json(client, reported, accept):
+    answer = client.get(f"/jobs/{reported}/report", headers={"Accept": accept} if accept else {})
+
+    assert answer.json == REPORT
+    assert "Accept" in answer.headers["Vary"]
+
+
+def test_browsers_get_a_page_whose_names_are_harmless(client, reported):
+    answer = client.get(f"/jobs/{reported}/report", headers=BROWSER)
+
+    assert answer.mimetype == "text/html"
+    assert "<svg" in answer.text
+    assert "55%" in answer.text
+    assert "<script" not in answer.text
+    assert "&lt;script&gt;" in answer.text
+    assert "script-src" not in answer.headers["Content-Security-Policy"]
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+
+
+def test_a_job_under_way_has_no_report_yet(client, job_id):
+    answer = client.get(f"/jobs/{job_id}/report", headers=BROWSER)
+
+    assert (answer.status_code, answer.json["code"]) == (409, "artifact_not_ready")
+
+
+def test_a_failed_job_shows_its_problem_to_people_and_has_no_json(client, job_id, finish):
+    finish(job_id, failure=Problem("out_of_memory", "It needed 9 GiB."))
+
+    page = client.get(f"/jobs/{job_id}/report", headers=BROWSER)
+    document = client.get(f"/jobs/{job_id}/report")
+
+    assert page.status_code == 200
+    assert "It needed 9 GiB." in page.text
+    assert "/docs/problems#out_of_memory" in page.text
+    assert (document.status_code, document.json["code"]) == (409, "no_report")
+
+
+def test_a_job_stopped_by_its_gate_has_a_report(client, job_id, finish):
+    finish(job_id, failure=Problem("gate_failed", "Too big."), report=REPORT)
+
+    page = client.get(f"/jobs/{job_id}/report", headers=BROWSER)
+
+    assert client.get(f"/jobs/{job_id}/report").json == REPORT
+    assert "Too big." in page.text
+    assert "<svg" in page.text
+
+
+def test_a_cancelled_job_has_a_page(client, job_id):
+    client.post(f"/jobs/{job_id}/cancel")
+
+    assert "cancelled" in client.get(f"/jobs/{job_id}/report", headers=BROWSER).text
+
+
+def test_bars_are_as_long_as_their_share_of_the_largest():
+    page = draw(Report.model_validate(REPORT))
+
+    [sizes, memory, *_] = page.charts
+    assert [(bar.label, bar.share) for bar in sizes.bars] == [("before", 1.0), ("after", 0.55)]
+    assert [bar.share for bar in memory.bars] == [2**-9, 2**-9, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (-2048, "-2.0 KiB"), (2**41, "2.0 TiB")],
+)
+def test_sizes_read_as_people_write_them(count, text):
+    assert human_bytes(count) == text
