@@ -1,0 +1,236 @@
+"""Models and data sets: uploaded, looked at, removed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from flask import Blueprint, Response, jsonify, request
+
+from jobs.job import is_dataset_id, is_model_id
+from jobs.problems import Problem
+from service.contract import BINARY, Answer, Form, Operation, declare, json_answer
+from service.documents import DatasetDocument, ModelDocument
+from service.multipart import Multipart, is_multipart
+from service.parts import parts
+from service.receive import Body
+from service.uploads import Pieces, Received, receive_dataset, receive_model, require_space
+
+routes = Blueprint("models", __name__)
+
+_UPLOAD_PROBLEMS = (
+    "malformed_multipart",
+    "upload_truncated",
+    "digest_mismatch",
+    "too_large",
+    "empty_upload",
+    "storage_full",
+)
+#: What a model's upload can be refused for.
+MODEL_PROBLEMS = (
+    *_UPLOAD_PROBLEMS,
+    "unsupported_format",
+    "invalid_archive",
+    "unsafe_archive",
+    "invalid_checkpoint",
+    "invalid_config",
+    "invalid_header",
+    "header_too_large",
+    "duplicate_tensor",
+    "invalid_tensor",
+    "tensor_overlap",
+    "tensor_gap",
+    "tensor_out_of_bounds",
+)
+_DIGESTS = ("Content-Digest", "Repr-Digest")
+_MODEL_FORM = Form({"model": "The model."}, required=("model",))
+_DATASET_FORM = Form({"dataset": "The data set."}, required=("dataset",))
+
+
+@routes.post("/models")
+@declare(
+    Operation(
+        summary="Upload a model",
+        tag="models",
+        body={BINARY: None, "multipart/form-data": _MODEL_FORM},
+        headers=_DIGESTS,
+        answers=(
+            json_answer(201, "It is stored.", ModelDocument, "Location"),
+            json_answer(200, "The same bytes were there already.", ModelDocument, "Location"),
+        ),
+        problems=MODEL_PROBLEMS,
+    )
+)
+def create_model() -> Response:
+    """Store a .safetensors file, or a .tar or .zip of shards or of a transformers folder.
+
+    Send it raw (`curl -T`) or as the `model` part of a form.
+    """
+    return _create("models", "model", store_model)
+
+
+@routes.post("/datasets")
+@declare(
+    Operation(
+        summary="Upload a data set",
+        tag="datasets",
+        body={BINARY: None, "multipart/form-data": _DATASET_FORM},
+        headers=_DIGESTS,
+        answers=(
+            json_answer(201, "It is stored.", DatasetDocument, "Location"),
+            json_answer(200, "The same bytes were there already.", DatasetDocument, "Location"),
+        ),
+        problems=_UPLOAD_PROBLEMS,
+    )
+)
+def create_dataset() -> Response:
+    """Store a file as it is sent."""
+    return _create("datasets", "dataset", receive_dataset)
+
+
+@routes.get("/models/<model_id>")
+@declare(
+    Operation(
+        summary="Look at a model",
+        tag="models",
+        answers=(json_answer(200, "What its headers tell.", ModelDocument),),
+        problems=("model_not_found",),
+        with_head=True,
+    )
+)
+def show_model(model_id: str) -> Response:
+    """Give the facts read from the model's headers when it was uploaded."""
+    return jsonify(model_document(find_model(model_id)))
+
+
+@routes.get("/datasets/<dataset_id>")
+@declare(
+    Operation(
+        summary="Look at a data set",
+        tag="datasets",
+        answers=(json_answer(200, "What is known about it.", DatasetDocument),),
+        problems=("dataset_not_found",),
+        with_head=True,
+    )
+)
+def show_dataset(dataset_id: str) -> Response:
+    """Give what is known about an uploaded data set."""
+    meta = parts().blobs.meta("datasets", dataset_id[3:]) if is_dataset_id(dataset_id) else None
+    if meta is None:
+        raise _no_dataset(dataset_id)
+    return jsonify(_document("datasets", meta))
+
+
+@routes.delete("/models/<model_id>")
+@declare(
+    Operation(
+        summary="Remove a model",
+        tag="models",
+        answers=(Answer(204, "It is gone."),),
+        problems=("model_not_found", "model_in_use", "store_unavailable"),
+    )
+)
+def delete_model(model_id: str) -> Response:
+    """Remove a model that no unfinished job needs. Artifacts made from it stay."""
+    find_model(model_id)
+    store = parts().store
+    for job_id in store.open_ids():
+        job = store.get(job_id)
+        if job is not None and job.model == model_id and not job.is_terminal:
+            raise Problem("model_in_use", f"{job_id} needs {model_id}; it is {job.state}.")
+    parts().blobs.remove("models", model_id[4:])
+    return Response(status=204)
+
+
+@routes.delete("/datasets/<dataset_id>")
+@declare(
+    Operation(
+        summary="Remove a data set",
+        tag="datasets",
+        answers=(Answer(204, "It is gone."),),
+        problems=("dataset_not_found",),
+    )
+)
+def delete_dataset(dataset_id: str) -> Response:
+    """Remove a data set."""
+    if not is_dataset_id(dataset_id) or not parts().blobs.remove("datasets", dataset_id[3:]):
+        raise _no_dataset(dataset_id)
+    return Response(status=204)
+
+
+def find_model(model_id: str) -> dict[str, Any]:
+    """Give what is known about a model.
+
+    Args:
+        model_id: As the client wrote it.
+
+    Returns:
+        Its meta.
+
+    Raises:
+        Problem: `model_not_found`.
+    """
+    meta = parts().blobs.meta("models", model_id[4:]) if is_model_id(model_id) else None
+    if meta is None:
+        raise Problem("model_not_found", f"There is no model {model_id[:80]!a}.")
+    return meta
+
+
+def store_model(pieces: Pieces, staged: Path) -> Received:
+    """Store a model's upload, within the service's limits.
+
+    Args:
+        pieces: The uploaded bytes.
+        staged: Where to.
+
+    Returns:
+        What was received.
+    """
+    return receive_model(pieces, staged, parts().settings.max_extracted)
+
+
+def model_document(meta: dict[str, Any]) -> dict[str, Any]:
+    """Give a model's document."""
+    return _document("models", meta)
+
+
+def _create(
+    store: Literal["models", "datasets"],
+    field: str,
+    receive: Callable[[Pieces, Path], Received],
+) -> Response:
+    body = Body(request, parts().settings.max_upload)
+    require_space(parts().blobs.root, body.announced)
+    with parts().blobs.stage() as staged:
+        if is_multipart(request):
+            received = _receive_part(Multipart(request, body), field, staged, receive)
+        else:
+            received = receive(body.chunks(), staged)
+        created = parts().blobs.publish(store, received.digest, staged, received.meta)
+    meta = parts().blobs.meta(store, received.digest) or received.meta
+    response = jsonify(_document(store, meta))
+    response.status_code = 201 if created else 200
+    response.headers["Location"] = f"/{store}/{meta['id']}"
+    return response
+
+
+def _receive_part(
+    form: Multipart, field: str, staged: Path, receive: Callable[[Pieces, Path], Received]
+) -> Received:
+    received = None
+    for part in form.parts():
+        if part.name != field or received is not None:
+            raise Problem(
+                "malformed_multipart", f"The form takes exactly one part, named {field!r}."
+            )
+        received = receive(part.pieces(), staged)
+    if received is None:
+        raise Problem("malformed_multipart", f"The form has no part named {field!r}.")
+    return received
+
+
+def _document(store: str, meta: dict[str, Any]) -> dict[str, Any]:
+    return {**meta, "links": {"self": f"/{store}/{meta['id']}"}}
+
+
+def _no_dataset(dataset_id: str) -> Problem:
+    return Problem("dataset_not_found", f"There is no data set {dataset_id[:80]!a}.")

@@ -1,0 +1,109 @@
+"""What operators and machines ask: capabilities, health, metrics."""
+
+import tempfile
+from importlib import metadata
+
+import structlog
+from flask import Blueprint, Response, jsonify
+
+from jobs.problems import Problem
+from jobs.recipe import PruneStep, QuantizeStep
+from jobs.store import IDEMPOTENCY_SECONDS
+from service.contract import Answer, Operation, declare, json_answer
+from service.documents import Capabilities, Health, Limits
+from service.metrics import CONTENT_TYPE
+from service.parts import parts
+from service.receive import MAX_TEXT_BYTES
+from service.waiting import MAX_WAIT_SECONDS
+
+routes = Blueprint("ops", __name__)
+
+_FORMATS_IN = {
+    "safetensors": "One .safetensors file.",
+    "sharded-safetensors": "A .tar or .zip of shards and their model.safetensors.index.json.",
+    "transformers": "A .tar or .zip of either with its config.json.",
+}
+_FORMATS_OUT = {
+    "compressed-tensors": "A transformers folder that transformers and vLLM open; "
+    "pack-quantized for w8a16, int-quantized for w8a8.",
+    "safetensors": "Plain safetensors with a load.py that needs only torch and safetensors.",
+}
+_READY_KEY = "modelpress:ready"
+
+
+@routes.get("/capabilities")
+@declare(
+    Operation(
+        summary="What this service can do",
+        tag="service",
+        answers=(json_answer(200, "Formats, steps and limits.", Capabilities),),
+    )
+)
+def show_capabilities() -> Response:
+    """Give formats, steps with their parameters, and limits."""
+    settings = parts().settings
+    document = Capabilities(
+        version=metadata.version("modelpress"),
+        formats_in=_FORMATS_IN,
+        formats_out=_FORMATS_OUT,
+        steps={
+            "prune": PruneStep.model_json_schema(),
+            "quantize": QuantizeStep.model_json_schema(),
+        },
+        limits=Limits(
+            max_upload_bytes=settings.max_upload,
+            max_extracted_bytes=settings.max_extracted,
+            max_recipe_bytes=MAX_TEXT_BYTES,
+            max_wait_seconds=MAX_WAIT_SECONDS,
+        ),
+        sandbox="none",
+        idempotency_ttl_seconds=IDEMPOTENCY_SECONDS,
+    )
+    return jsonify(document.model_dump(mode="json"))
+
+
+@routes.get("/livez")
+@declare(
+    Operation(
+        summary="Whether the process answers",
+        tag="service",
+        answers=(json_answer(200, "It does.", Health),),
+    )
+)
+def show_live() -> Response:
+    """Answer, without asking anyone else."""
+    return jsonify({"status": "live"})
+
+
+@routes.get("/readyz")
+@declare(
+    Operation(
+        summary="Whether jobs can be accepted",
+        tag="service",
+        answers=(json_answer(200, "They can.", Health),),
+        problems=("store_unavailable", "storage_unavailable"),
+    )
+)
+def show_ready() -> Response:
+    """Write to Redis and to the disk."""
+    parts().store.redis.set(_READY_KEY, "1", ex=60)
+    try:
+        with tempfile.TemporaryFile(dir=parts().blobs.root) as file:
+            file.write(b"1")
+    except OSError as error:
+        structlog.get_logger(__name__).error("storage_unavailable", error=str(error))
+        raise Problem("storage_unavailable", "The data folder cannot be written.") from error
+    return jsonify({"status": "ready"})
+
+
+@routes.get("/metrics")
+@declare(
+    Operation(
+        summary="Metrics",
+        tag="service",
+        answers=(Answer(200, "Prometheus' text format.", {"text/plain": None}),),
+    )
+)
+def show_metrics() -> Response:
+    """Give counters of requests and the state of the queue."""
+    return Response(parts().metrics.exposition(parts().store), content_type=CONTENT_TYPE)

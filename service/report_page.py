@@ -1,0 +1,151 @@
+"""What the report's page shows: the figures, and bars laid out for its charts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jobs.report import Report
+
+# A page with ten thousand bars helps nobody: the worst tell the most.
+_MOST_TENSORS = 24
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a chart.
+
+    Attributes:
+        label: What it is.
+        text: Its value as people read it.
+        share: Its length, from 0 to 1.
+        kind: `before`, `after` or `warn`, which chooses its colour.
+    """
+
+    label: str
+    text: str
+    share: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A horizontal bar chart.
+
+    Attributes:
+        title: What it shows.
+        note: What to know when reading it.
+        bars: From top to bottom.
+    """
+
+    title: str
+    note: str
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the page draws.
+
+    Attributes:
+        figures: Name, value and a remark, for the top of the page.
+        charts: Below them.
+        report: For the tables.
+    """
+
+    figures: tuple[tuple[str, str, str], ...]
+    charts: tuple[Chart, ...]
+    report: Report
+
+
+def draw(report: Report) -> Page:
+    """Lay out a report.
+
+    Args:
+        report: The report.
+
+    Returns:
+        The page's content.
+    """
+    charts = (_sizes(report), _memory(report), _seconds(report), _errors(report))
+    return Page(_figures(report), tuple(chart for chart in charts if chart.bars), report)
+
+
+def human_bytes(count: float) -> str:
+    """Write a size as people do: ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _figures(report: Report) -> tuple[tuple[str, str, str], ...]:
+    memory = report.memory
+    headroom = (
+        "no budget was set"
+        if memory.headroom_bytes is None
+        else f"{human_bytes(memory.headroom_bytes)} below the budget"
+    )
+    return (
+        (
+            "Size",
+            f"{report.artifact.size_ratio:.0%}",
+            f"{human_bytes(report.artifact.bytes)} of {human_bytes(report.model.bytes)}",
+        ),
+        ("Peak memory", human_bytes(memory.peak.resident_peak_bytes), headroom),
+        (
+            "Memory added",
+            human_bytes(memory.added_anonymous_bytes),
+            "anonymous memory above the idle runner",
+        ),
+        (
+            "Time",
+            f"{report.speed.total_seconds:.1f} s",
+            f"{human_bytes(report.speed.input_bytes_per_second)}/s of input",
+        ),
+    )
+
+
+def _sizes(report: Report) -> Chart:
+    rows: list[tuple[str, float, str]] = [
+        ("before", report.model.bytes, "before"),
+        ("after", report.artifact.bytes, "after"),
+    ]
+    return _chart("Size", "Bytes of the safetensors files.", rows, human_bytes)
+
+
+def _memory(report: Report) -> Chart:
+    memory = report.memory
+    rows: list[tuple[str, float, str]] = [
+        ("idle", memory.idle.resident_peak_bytes, "before"),
+        ("peak", memory.peak.resident_peak_bytes, "after"),
+    ]
+    if memory.inspection_peak_bytes is not None:
+        rows.insert(1, ("inspection", memory.inspection_peak_bytes, "before"))
+    if memory.device is not None:
+        rows.append(("peak on the device", memory.device.allocated_peak_bytes, "after"))
+    if memory.budget_bytes is not None:
+        rows.append(("budget", memory.budget_bytes, "warn"))
+    return _chart("Memory", "Resident memory of the process that ran the job.", rows, human_bytes)
+
+
+def _seconds(report: Report) -> Chart:
+    rows = [
+        (f"{i}. {step.op} {step.method}", step.seconds, "after")
+        for i, step in enumerate(report.steps, 1)
+    ]
+    return _chart("Time per step", "Seconds in the step's own arithmetic.", rows, "{:.2f} s".format)
+
+
+def _errors(report: Report) -> Chart:
+    worst = sorted(report.tensors, key=lambda tensor: -tensor.relative_rmse)[:_MOST_TENSORS]
+    rows = [(tensor.name, tensor.relative_rmse, "after") for tensor in worst]
+    note = f"Relative root mean square error; the {len(rows)} largest of {len(report.tensors)}."
+    return _chart("Error per tensor", note, rows, "{:.4f}".format)
+
+
+def _chart(
+    title: str, note: str, rows: Sequence[tuple[str, float, str]], write: Callable[[float], str]
+) -> Chart:
+    most = max((value for _, value, _ in rows), default=0) or 1
+    bars = tuple(Bar(label, write(value), value / most, kind) for label, value, kind in rows)
+    return Chart(title, note, bars)

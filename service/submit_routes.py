@@ -1,0 +1,119 @@
+"""POST /jobs: all that can be checked without a GPU is checked before the job is accepted."""
+
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from jobs.problems import Problem
+from jobs.queue import ring
+from service.contract import JSON, Form, Operation, declare, json_answer
+from service.documents import JobDocument, SubmitRequest
+from service.job_answers import answer_job, find_job
+from service.model_routes import MODEL_PROBLEMS, find_model
+from service.multipart import Multipart, is_multipart
+from service.parts import parts
+from service.receive import MAX_TEXT_BYTES, Body
+from service.submissions import Submission, accept, from_form, from_json, read_key
+from service.uploads import require_space
+
+routes = Blueprint("submit", __name__)
+
+_FORM = Form(
+    files={"model": "The model, or the id of an uploaded one as plain text."},
+    texts={
+        "spec": "The recipe in YAML or JSON.",
+        "labels": "A JSON object of strings.",
+    },
+    required=("model", "spec"),
+)
+
+
+@routes.post("/jobs")
+@declare(
+    Operation(
+        summary="Submit a job",
+        tag="jobs",
+        body={JSON: SubmitRequest, "multipart/form-data": _FORM},
+        headers=("Idempotency-Key",),
+        answers=(
+            json_answer(
+                202,
+                "The job is accepted and will reach an end.",
+                JobDocument,
+                "Location",
+                "Retry-After",
+                "ETag",
+                "Idempotent-Replayed",
+            ),
+        ),
+        problems=(
+            *MODEL_PROBLEMS,
+            "unsupported_media_type",
+            "model_not_found",
+            "job_not_found",
+            "invalid_recipe",
+            "output_unsupported",
+            "already_quantized",
+            "idempotency_key_reused",
+            "store_unavailable",
+        ),
+    )
+)
+def create_job() -> Response:
+    """Run a recipe on a model.
+
+    The model is uploaded with the recipe in one form, or named by its id, in a form or in JSON. An
+    Idempotency-Key whose job was removed since gets 404.
+    """
+    key = read_key(request)
+    if is_multipart(request):
+        return _create_from_form(key)
+    if request.mimetype != JSON:
+        raise Problem(
+            "unsupported_media_type",
+            f"{request.mimetype[:80]!a} is neither application/json nor multipart/form-data.",
+        )
+    submission = from_json(Body(request, MAX_TEXT_BYTES))
+    _check(submission, find_model(submission.model))
+    return _accept(submission, key)
+
+
+def _create_from_form(key: str | None) -> Response:
+    body = Body(request, parts().settings.max_upload)
+    blobs = parts().blobs
+    require_space(blobs.root, body.announced)
+    with blobs.stage() as staged:
+        submission = from_form(Multipart(request, body), staged)
+        upload = submission.upload
+        _check(submission, upload.meta if upload else find_model(submission.model))
+        if upload is not None:
+            # Asked before the upload is published, so that it leaves nothing where Redis is away.
+            parts().store.redis.ping()
+            blobs.publish("models", upload.digest, staged, upload.meta)
+    return _accept(submission, key)
+
+
+def _check(submission: Submission, meta: dict[str, Any]) -> None:
+    if meta["is_quantized"]:
+        raise Problem(
+            "already_quantized",
+            "The model's config.json has a quantization_config. Submit the model as it was before.",
+        )
+    wanted = submission.recipe.output.format
+    if wanted == "compressed-tensors" and meta["format"] != "transformers":
+        raise Problem(
+            "output_unsupported",
+            f"output.format compressed-tensors needs a transformers folder with its config.json; "
+            f"the model is {meta['format']}. Leave output.format out.",
+        )
+
+
+def _accept(submission: Submission, key: str | None) -> Response:
+    job_id, is_new = accept(parts().store, parts().blobs, submission, key)
+    if is_new:
+        ring(parts().celery, job_id)
+    response = answer_job(find_job(job_id), status=202)
+    response.headers["Location"] = f"/jobs/{job_id}"
+    if not is_new:
+        response.headers["Idempotent-Replayed"] = "true"
+    return response

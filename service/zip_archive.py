@@ -1,0 +1,107 @@
+"""A zip unpacked, after its directory and its records were found to tell the same story.
+
+Readers of zips differ in what they believe, the directory or the records, and attackers live from
+the difference. Here both must agree, byte for byte of the file, or the zip is refused.
+"""
+
+import stat
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, cast
+
+from jobs.problems import Problem
+from service.entries import MAX_ENTRIES, Entries, unsafe
+from service.formats import refuse_foreign_zip
+from service.receive import CHUNK_BYTES
+from service.zip_records import check_records
+
+# Weights shrink by a tenth, or by ten times where most are zero. Beyond that it is a bomb.
+_MAX_RATIO = 100
+_FREE_BYTES = 64 * 1024**2
+# zipfile reads the directory in one piece.
+_MAX_DIRECTORY_BYTES = 16 * 1024**2
+
+
+class _Guarded:
+    """The zip's file, which refuses to be read into memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self.seekable, self.close = (
+            file.seek,
+            file.tell,
+            file.seekable,
+            file.close,
+        )
+        self._read = file.read
+
+    def read(self, size: int = -1) -> bytes:
+        most = _MAX_DIRECTORY_BYTES + 1
+        data = self._read(most if size < 0 else min(size, most))
+        if len(data) == most:
+            raise Problem(
+                "unsafe_archive", f"The zip's directory is over {_MAX_DIRECTORY_BYTES} bytes."
+            )
+        return data
+
+
+def unpack_zip(path: Path, entries: Entries) -> None:
+    """Unpack a zip.
+
+    Args:
+        path: The zip.
+        entries: Where the files go.
+
+    Raises:
+        Problem: `invalid_archive`, `unsafe_archive`, `too_large`, or `unsupported_format` where
+            the zip is a format of its own.
+    """
+    try:
+        with (
+            path.open("rb") as file,
+            zipfile.ZipFile(cast("IO[bytes]", _Guarded(file))) as archive,
+        ):
+            members = archive.infolist()
+            if len(members) > MAX_ENTRIES:
+                raise Problem("unsafe_archive", f"The zip has more than {MAX_ENTRIES} entries.")
+            refuse_foreign_zip([member.filename for member in members])
+            check_records(path, archive.start_dir, members)
+            for member in members:
+                _store(archive, member, entries)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        raise Problem("invalid_archive", f"The zip cannot be read: {error}.") from error
+
+
+def _store(archive: zipfile.ZipFile, member: zipfile.ZipInfo, entries: Entries) -> None:
+    _check(member)
+    if member.is_dir():
+        entries.add_folder(member.filename)
+        return
+    target = entries.add_file(member.filename, member.file_size)
+    if target is None:
+        return
+    written = 0
+    with archive.open(member) as content, target.open("wb") as file:
+        while data := content.read(CHUNK_BYTES):
+            written += file.write(data)
+    if written != member.file_size:
+        raise zipfile.BadZipFile(f"{member.filename!r} is shorter than announced")
+
+
+def _check(member: zipfile.ZipInfo) -> None:
+    name = member.orig_filename
+    if member.flag_bits & 0x1:
+        raise unsafe(name, "it is encrypted")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise unsafe(name, "it is neither stored nor deflated")
+    mode = member.external_attr >> 16
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise unsafe(name, "it is neither a plain file nor a folder")
+    if "\0" in name:
+        raise unsafe(name, "its name holds a NUL")
+    if member.file_size > _FREE_BYTES + _MAX_RATIO * member.compress_size:
+        raise unsafe(
+            name,
+            f"{member.compress_size} bytes unpack to {member.file_size}, more than {_MAX_RATIO} to "
+            "one; store it uncompressed",
+        )
