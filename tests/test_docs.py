@@ -1,5 +1,6 @@
 """The documents tell what the code is; these tests notice when one of them has moved on."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -30,10 +31,20 @@ def test_the_map_has_one_line_for_every_file_and_none_for_what_is_gone():
     assert sorted(listed) == sorted(files_of_the_rooms())
 
 
+def test_the_map_says_what_the_files_say_of_themselves():
+    listed = dict(re.findall(r"^- `([^`]+\.py)` — (.+)$", MAP, flags=re.MULTILINE))
+
+    said = {}
+    for name in listed:
+        docstring = ast.get_docstring(ast.parse((ROOT / name).read_text()))
+        said[name] = " ".join(docstring.partition("\n\n")[0].split())
+    assert listed == said
+
+
 def test_every_test_file_stands_where_its_subject_does():
     orphans = []
     for path in (ROOT / "tests").rglob("test_*.py"):
-        room, *_, name = path.relative_to(ROOT / "tests").parts
+        room, name = path.relative_to(ROOT / "tests").parts[0], path.name
         subject = name.removeprefix("test_")
         if room in ROOMS and not any((ROOT / room).rglob(subject)):
             orphans.append(str(path.relative_to(ROOT)))
