@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 SETUP := $(VENV)/.ready
 
-.PHONY: demo up test test-fast check style openapi clean
+.PHONY: demo up test test-fast check style openapi bench clean
 
 demo: $(SETUP)
 	$(BIN)/python -m local.demo
@@ -38,6 +38,12 @@ style: $(SETUP)
 
 openapi: $(SETUP)
 	$(BIN)/python -m service.openapi > openapi.yaml
+
+# Half an hour at full size; fills the tables of docs/benchmarks.md.
+bench: $(SETUP)
+	$(BIN)/python -m benchmarks.transfer
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.memory
 
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

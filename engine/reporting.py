@@ -99,6 +99,7 @@ def _memory(
         peak=peak,
         device=device,
         inspection_peak_bytes=inspection,
+        measured_peak_bytes=total,
         added_anonymous_bytes=max(0, peak.anonymous_peak_bytes - idle.anonymous_peak_bytes),
         budget_bytes=budget,
         headroom_bytes=None if budget is None else budget - total,

@@ -54,21 +54,22 @@ class Memory(_Value):
     """Memory of the whole job."""
 
     idle: HostMemory = Field(description="The runner before it touched the model.")
-    peak: HostMemory
+    peak: HostMemory = Field(description="The runner while it worked.")
     device: DeviceMemory | None = Field(description="None where no device was used.")
     inspection_peak_bytes: Bytes | None = Field(
         None,
         description="Resident peak of the short process that asked transformers which module is "
         "which; it ends before the model is read. None where there was none.",
     )
+    measured_peak_bytes: Bytes = Field(
+        description="The most that the job's processes held together: the larger of the runner's "
+        "resident peak and of the idle runner with its inspection."
+    )
     added_anonymous_bytes: Bytes = Field(
         description="Peak anonymous memory above the idle level: what this job cost."
     )
     budget_bytes: Bytes | None = Field(description="budget.host_memory, where one was given.")
-    headroom_bytes: int | None = Field(
-        description="Budget minus the larger of the runner's resident peak and of the idle runner "
-        "together with the inspection."
-    )
+    headroom_bytes: int | None = Field(description="Budget minus measured peak.")
 
 
 class StepReport(_Value):

@@ -52,10 +52,10 @@ def _headline(report: dict[str, Any]) -> Text:
 
 def _memory(memory: dict[str, Any]) -> Text:
     facts = [
-        ("idle", (memory.get("idle") or {}).get("resident_peak_bytes")),
-        ("peak", (memory.get("peak") or {}).get("resident_peak_bytes")),
+        ("peak", memory.get("measured_peak_bytes")),
+        ("runner", (memory.get("peak") or {}).get("resident_peak_bytes")),
         ("inspection", memory.get("inspection_peak_bytes")),
-        ("added", memory.get("added_anonymous_bytes")),
+        ("added to idle", memory.get("added_anonymous_bytes")),
         ("device peak", (memory.get("device") or {}).get("reserved_peak_bytes")),
         ("budget", memory.get("budget_bytes")),
         ("headroom", memory.get("headroom_bytes")),

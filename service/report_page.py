@@ -91,7 +91,7 @@ def _figures(report: Report) -> tuple[tuple[str, str, str], ...]:
             f"{report.artifact.size_ratio:.0%}",
             f"{human_bytes(report.artifact.bytes)} of {human_bytes(report.model.bytes)}",
         ),
-        ("Peak memory", human_bytes(memory.peak.resident_peak_bytes), headroom),
+        ("Peak memory", human_bytes(memory.measured_peak_bytes), headroom),
         (
             "Memory added",
             human_bytes(memory.added_anonymous_bytes),
@@ -116,16 +116,16 @@ def _sizes(report: Report) -> Chart:
 def _memory(report: Report) -> Chart:
     memory = report.memory
     rows: list[tuple[str, float, str]] = [
-        ("idle", memory.idle.resident_peak_bytes, "before"),
-        ("peak", memory.peak.resident_peak_bytes, "after"),
+        ("idle runner", memory.idle.resident_peak_bytes, "before"),
+        ("runner at work", memory.peak.resident_peak_bytes, "after"),
     ]
     if memory.inspection_peak_bytes is not None:
-        rows.insert(1, ("inspection", memory.inspection_peak_bytes, "before"))
+        rows.insert(1, ("inspection of the model", memory.inspection_peak_bytes, "before"))
     if memory.device is not None:
         rows.append(("peak on the device", memory.device.allocated_peak_bytes, "after"))
     if memory.budget_bytes is not None:
         rows.append(("budget", memory.budget_bytes, "warn"))
-    return _chart("Memory", "Resident memory of the process that ran the job.", rows, human_bytes)
+    return _chart("Memory", "Resident memory of the job's processes.", rows, human_bytes)
 
 
 def _seconds(report: Report) -> Chart:

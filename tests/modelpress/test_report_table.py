@@ -24,8 +24,8 @@ def test_the_headline_tells_the_sizes_the_ratio_and_the_time(report):
 
 def test_the_memory_line_tells_what_was_measured_against_the_budget(report):
     assert printed(report).splitlines()[1] == (
-        "memory: idle 100.00 MiB, peak 300.00 MiB, added 150.00 MiB, budget 512.00 MiB, "
-        "headroom 212.00 MiB"
+        "memory: peak 300.00 MiB, runner 300.00 MiB, added to idle 150.00 MiB, "
+        "budget 512.00 MiB, headroom 212.00 MiB"
     )
 
 

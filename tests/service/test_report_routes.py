@@ -19,6 +19,8 @@ REPORT = {
         "idle": HOST,
         "peak": HOST,
         "device": None,
+        "inspection_peak_bytes": None,
+        "measured_peak_bytes": 2**21,
         "added_anonymous_bytes": 4096,
         "budget_bytes": 2**30,
         "headroom_bytes": 2**30 - 2**21,
