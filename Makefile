@@ -39,7 +39,7 @@ style: $(SETUP)
 openapi: $(SETUP)
 	$(BIN)/python -m service.openapi > openapi.yaml
 
-# Half an hour at full size; fills the tables of docs/benchmarks.md.
+# About six minutes at full size; fills the tables of docs/benchmarks.md.
 bench: $(SETUP)
 	$(BIN)/python -m benchmarks.transfer
 	$(BIN)/python -m benchmarks.latency

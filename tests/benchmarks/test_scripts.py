@@ -1,0 +1,61 @@
+"""Each benchmark runs from beginning to end on something tiny and leaves its tables."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "rows"),
+    [
+        (
+            "transfer",
+            ("--size", "1MB", "--rounds", "1"),
+            {"transfer": ("`cp` + fsync", "POST /models, raw body", "the same, its middle half")},
+        ),
+        pytest.param(
+            "latency",
+            ("--rounds", "1"),
+            {"latency": ("POST /jobs, JSON: **total**", "… notice"), "polls": ()},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "memory",
+            ("--size", "4MB", "--rounds", "1"),
+            {"memory": ("`cp -r`", "quantize w8a16", "prune 50 %, quantize w8a16")},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_script_fills_the_tables_between_its_markers(tmp_path, script, options, rows):
+    page = tmp_path / "benchmarks.md"
+    frame = "before\n" + "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in rows)
+    page.write_text(frame + "after\n")
+
+    subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{script}", *options, "--page", str(page)],
+        cwd=ROOT,
+        check=True,
+        timeout=120,
+    )
+
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "\nold\n" not in text
+    for name, expected in rows.items():
+        section = text.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
+        assert set(expected) <= set(re.findall(r"^\| (.+?) \| .*\d", section, flags=re.MULTILINE))
+        assert "Measured on" in section or name == "polls"
+
+
+def test_the_page_has_the_markers_of_every_script():
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+
+    for name in ("transfer", "latency", "polls", "memory"):
+        assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
