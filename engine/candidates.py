@@ -33,6 +33,8 @@ class Candidate:
         left_by_default: Why it is left alone unless an include pattern names it.
         tied_to: The parameter that it is one tensor with.
         is_stored_twice: Whether that parameter is in the checkpoint too.
+        is_merged: Whether transformers turns it into another tensor while loading it.
+        is_named: Whether transformers' model needs a ``weight`` in the module, which packing takes.
     """
 
     weight: TensorSpec
@@ -44,6 +46,13 @@ class Candidate:
     left_by_default: str | None
     tied_to: str | None
     is_stored_twice: bool
+    is_merged: bool
+    is_named: bool
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether it is stacked with others of its kind, as the weights of experts are."""
+        return self.is_merged and self.model_module is None and self.kind == "Linear"
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
@@ -116,6 +125,8 @@ def _candidate(tensor: TensorSpec, checkpoint: Checkpoint, kinds: ModuleKinds) -
         left_by_default=_left_by_default(module, model_module, kind, kinds),
         tied_to=others[0] if others else None,
         is_stored_twice=any(_is_stored(other, stored, kinds) for other in others),
+        is_merged=tensor.name in kinds.merged,
+        is_named=model_module in kinds.named_weights,
     )
 
 

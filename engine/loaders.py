@@ -26,7 +26,9 @@ def loaders_of(targets: list[Target], output_format: str, *, has_config: bool) -
             "transformers": Loader(
                 ok=True,
                 note="from_pretrained opens it where compressed-tensors is installed; the first "
-                "forward turns int8 back into floats: a smaller download, not less memory in use.",
+                "forward turns int8 back into floats: a smaller download, not less memory in use. "
+                "generate() of an encoder-decoder starts with a part of the model, so it wants "
+                "quantization_config=CompressedTensorsConfig(dequantize=True) in from_pretrained.",
             ),
             "vllm": _vllm(quantized, next(iter(schemes)) or ""),
             "plain_torch": Loader(

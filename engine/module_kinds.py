@@ -13,6 +13,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ class ModuleKinds:
         tied: Groups of parameter names that are one tensor.
         head: Name of the output head, where the model has one.
         prefix: What the base model's names start with inside the full model.
+        renamed: The model's own name of every tensor whose name in the checkpoint is another.
+        merged: Tensors, by their names in the checkpoint, that are turned into others while they
+            are loaded, as the weights of experts are stacked.
+        named_weights: Linear modules whose ``weight`` the model's initialization takes by name, so
+            it must have one even where all values are loaded.
         peak_bytes: Resident peak of the process that looked.
     """
 
@@ -46,10 +52,14 @@ class ModuleKinds:
     tied: list[list[str]] = field(default_factory=list)
     head: str | None = None
     prefix: str = ""
+    renamed: dict[str, str] = field(default_factory=dict)
+    merged: frozenset[str] = frozenset()
+    named_weights: frozenset[str] = frozenset()
     peak_bytes: int | None = None
 
     def find(self, module: str) -> str | None:
         """Give the model's own name of a checkpoint's module, with or without the prefix."""
+        module = self.renamed.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight")
         prefix = f"{self.prefix}."
         for name in (module, prefix + module, module.removeprefix(prefix)):
             if name in self.kinds:
@@ -57,14 +67,15 @@ class ModuleKinds:
         return None
 
 
-def read_module_kinds(config: dict[str, Any]) -> ModuleKinds:
+def read_module_kinds(config: dict[str, Any], names: Iterable[str] = ()) -> ModuleKinds:
     """Build a config's model without values, in a process of its own, and look at its modules.
 
     Args:
         config: The members of config.json.
+        names: The names of the checkpoint's tensors.
 
     Returns:
-        Its modules' kinds.
+        Its modules' kinds, and what becomes of those names.
 
     Raises:
         Problem: `unknown_architecture`: the config names no class that the installed transformers
@@ -75,7 +86,7 @@ def read_module_kinds(config: dict[str, Any]) -> ModuleKinds:
     try:
         child = subprocess.run(
             [sys.executable, "-m", "engine.module_kinds"],
-            input=json.dumps(config).encode(),
+            input=json.dumps({"config": config, "names": sorted(names)}).encode(),
             capture_output=True,
             timeout=_SECONDS,
             check=False,
@@ -92,7 +103,9 @@ def read_module_kinds(config: dict[str, Any]) -> ModuleKinds:
     if child.returncode != 0:
         lines = child.stderr.decode(errors="replace").strip().splitlines()
         raise _unknown(config, lines[-1][:500] if lines else f"exit code {child.returncode}")
-    return ModuleKinds(**json.loads(child.stdout))
+    answer = json.loads(child.stdout)
+    sets = {key: frozenset(answer[key]) for key in ("merged", "named_weights")}
+    return ModuleKinds(**(answer | sets))
 
 
 def _refuse_absurd_sizes(config: dict[str, Any]) -> None:
@@ -114,7 +127,7 @@ def _unknown(config: dict[str, Any], reason: str) -> Problem:
     )
 
 
-def _describe(config: dict[str, Any]) -> dict[str, Any]:
+def _describe(config: dict[str, Any], names: list[str]) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - only the separate process may import torch
     import transformers  # noqa: PLC0415
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: PLC0415
@@ -136,17 +149,80 @@ def _describe(config: dict[str, Any]) -> dict[str, Any]:
     shared: dict[int, list[str]] = {}
     for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
         shared.setdefault(id(parameter), []).append(parameter_name)
+    kinds = {
+        name: _kind(module)
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    }
+    renamed, merged = _follow_names(model, names)
     return {
-        "kinds": {
-            name: _kind(module)
-            for name, module in model.named_modules()
-            if next(module.parameters(recurse=False), None) is not None
-        },
+        "kinds": kinds,
         "tied": [names for names in shared.values() if len(names) > 1],
         "head": next((n for n, m in model.named_modules() if head is not None and m is head), None),
         "prefix": model.base_model_prefix,
+        "renamed": renamed,
+        "merged": merged,
+        "named_weights": _named_weights(
+            model, [n for n, kind in kinds.items() if kind == "Linear"]
+        ),
         "peak_bytes": own_peak_bytes(),
     }
+
+
+def _follow_names(model: Any, names: list[str]) -> tuple[dict[str, str], list[str]]:  # noqa: ANN401
+    """Say what from_pretrained calls tensors, and which of them it turns into others."""
+    from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415
+    from transformers.core_model_loading import (  # noqa: PLC0415
+        WeightConverter,
+        rename_source_key,
+    )
+
+    conversions = get_model_conversion_mapping(model)
+    converters = [c for c in conversions if isinstance(c, WeightConverter)]
+    renamings = [c for c in conversions if not isinstance(c, WeightConverter)]
+    known = model.state_dict()
+    renamed, merged = {}, []
+    for name in names:
+        own, pattern = rename_source_key(
+            name, renamings, converters, model.base_model_prefix, known
+        )
+        if own not in known or own == name:
+            continue
+        if pattern is not None:
+            converter = next(c for c in converters if pattern in c.source_patterns)
+            # Only of these does it expect that they were quantized wherever anything was.
+            if not all(source.endswith(".weight") for source in converter.source_patterns):
+                continue
+            merged.append(name)
+        renamed[name] = own
+    return renamed, merged
+
+
+def _named_weights(model: Any, linears: list[str]) -> list[str]:  # noqa: ANN401
+    """Find the Linears without whose ``weight`` the model's own initialization fails.
+
+    from_pretrained runs it after all values are loaded, and a packed Linear has no ``weight``.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor._is_hf_initialized = True  # noqa: SLF001 - as loading marks it, so nothing is drawn
+    return [name for name in linears if _is_named(model, name)]
+
+
+def _is_named(model: Any, linear: str) -> bool:  # noqa: ANN401
+    chain = [model]
+    for part in linear.split("."):
+        chain.append(getattr(chain[-1], part))
+    weight = chain[-1]._parameters.pop("weight")  # noqa: SLF001
+    owner = model
+    try:
+        for module in chain:
+            owner = module if hasattr(module, "_init_weights") else owner
+            owner._init_weights(module)  # noqa: SLF001
+    except AttributeError as error:
+        return "'weight'" in str(error)
+    finally:
+        chain[-1]._parameters["weight"] = weight  # noqa: SLF001
+    return False
 
 
 def _kind(module: object) -> str:
@@ -163,7 +239,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
     # Whatever a library prints must not mix with the answer.
     with contextlib.redirect_stdout(sys.stderr):
-        answer = _describe(json.load(sys.stdin))
+        answer = _describe(**json.load(sys.stdin))
     sys.stdout.write(json.dumps(answer))
 
 

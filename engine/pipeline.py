@@ -75,7 +75,8 @@ def compress(
         inspection = Ticker(on_progress, Progress("inspect", 1, steps, 0, 1, "tensors"))
         checkpoint = open_checkpoint(model_folder)
         output_format = _output_format(checkpoint, recipe)
-        kinds = None if checkpoint.config is None else read_module_kinds(checkpoint.config)
+        config, names = checkpoint.config, checkpoint.tensors
+        kinds = None if config is None else read_module_kinds(config, names)
         selection = select(checkpoint, kinds, recipe, output_format)
         shards = plan_shards(checkpoint, selection)
         texts = _texts(checkpoint, kinds, selection, shards, output_format)

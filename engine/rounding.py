@@ -22,6 +22,13 @@ _STEPS = np.float32(127.5)
 _SCALE_OF_ZEROS = np.finfo(np.float32).eps
 #: The least scale: far below any weight that matters, and no loader flushes it to zero.
 _LEAST_SCALE = {"BF16": 2.0**-126, "F16": 2.0**-24, "F32": 2.0**-126}
+#: From this scale on, -128 steps are an infinity in the weight's dtype; the factor makes it a scale
+#: of which every weight is a finite number of steps.
+_OVERFLOWING_SCALE = {
+    "BF16": (2.0**121, 1.25),
+    "F16": (2.0**9, 1 + 2.0**-10),
+    "F32": (2.0**121, 1 + 2.0**-22),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ def round_block(bits: Bits, keys: Bits, dtype: str, bench: Workbench) -> Rounded
 
     Returns:
         The values and scales. ``values * scale`` differs from the weight by at most ``scale / 2``,
-        up to float32 rounding of the quotient. A channel of zeros gets the scale 2**-23.
+        up to float32 rounding of the quotient, and is finite in the weight's dtype. A channel of
+        zeros gets the scale 2**-23.
     """
     stored, scales = _scales(keys.max(axis=1, initial=0), dtype)
     values: npt.NDArray[np.int8] = bench.take("rounded", bits.shape, np.int8)
@@ -105,6 +113,8 @@ def _scales(peaks: Bits, dtype: str) -> tuple[Bits, npt.NDArray[np.float32]]:
         amax = peaks.astype(np.uint32).view(np.float32)
     exact = np.maximum(amax / _STEPS, np.float32(_LEAST_SCALE[dtype]))
     exact[amax == 0] = _SCALE_OF_ZEROS
+    limit, factor = _OVERFLOWING_SCALE[dtype]
+    exact[exact >= np.float32(limit)] *= np.float32(factor)
     return _round_up(exact, dtype)
 
 

@@ -5,9 +5,9 @@ from fnmatch import fnmatchcase
 
 from engine.candidates import Candidate, find_candidates
 from engine.erasers import pruned_count
+from engine.groups import leave_split_groups, refuse_float_merges
 from engine.matrices import Matrix
 from engine.module_kinds import ModuleKinds
-from engine.naming import fused_siblings
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
 from jobs.recipe import PruneStep, QuantizeStep, Recipe
@@ -79,6 +79,7 @@ def select(
 
     Raises:
         Problem: `nothing_changed`: no step changes any tensor; the detail says why.
+            `output_unsupported`: transformers could not open the artifact.
     """
     candidates = find_candidates(checkpoint, kinds)
     skipped: list[Skipped] = []
@@ -90,7 +91,8 @@ def select(
         if isinstance(step, QuantizeStep):
             scheme = step.scheme
             if output_format == "compressed-tensors":
-                _leave_split_groups(candidates, reasons)
+                leave_split_groups(candidates, reasons)
+                refuse_float_merges(candidates, reasons)
         skipped += [Skipped(name=n, op=step.op, reason=r) for n, r in reasons.items() if r]
         chosen = [c for c in candidates if reasons[c.weight.name] is None]
         if not chosen:
@@ -170,7 +172,7 @@ def _reason(candidate: Candidate, step: PruneStep | QuantizeStep, output: str) -
     if candidate.unsupported is not None:
         return candidate.unsupported
     against = (
-        _reason_against_quantizing(candidate, output)
+        _reason_against_quantizing(candidate, step.scheme, output)
         if isinstance(step, QuantizeStep)
         else _reason_against_pruning(candidate, step)
     )
@@ -179,19 +181,31 @@ def _reason(candidate: Candidate, step: PruneStep | QuantizeStep, output: str) -
     return against
 
 
-def _reason_against_quantizing(candidate: Candidate, output: str) -> str | None:
+def _reason_against_quantizing(candidate: Candidate, scheme: str, output: str) -> str | None:
     if candidate.tied_to is not None:
         return f"It is tied to {candidate.tied_to}, and tied weights stay float."
     if candidate.kind == "Embedding":
         return "Embeddings are looked up by row and stay float."
-    if output == "compressed-tensors":
-        if candidate.kind != "Linear":
-            return (
-                f"compressed-tensors quantizes Linear modules, and this is a {candidate.kind}; "
-                "output.format safetensors quantizes it."
-            )
-        if candidate.model_module is None:
-            return "The installed transformers' model has no module of this name."
+    return _reason_against_packing(candidate, scheme) if output == "compressed-tensors" else None
+
+
+def _reason_against_packing(candidate: Candidate, scheme: str) -> str | None:
+    if candidate.kind != "Linear":
+        return (
+            f"compressed-tensors quantizes Linear modules, and this is a {candidate.kind}; "
+            "output.format safetensors quantizes it."
+        )
+    if candidate.is_stacked:
+        return None if scheme == "w8a16" else "transformers stacks experts from w8a16 only."
+    if candidate.is_merged:
+        return "transformers makes it into other tensors while loading, from floats only."
+    if candidate.model_module is None:
+        return "The installed transformers' model has no module of this name."
+    if candidate.is_named and scheme == "w8a16":
+        return (
+            "The installed transformers' model cannot open it packed; scheme w8a8 or output.format "
+            "safetensors quantizes it."
+        )
     return None
 
 
@@ -205,20 +219,6 @@ def _reason_against_pruning(candidate: Candidate, step: PruneStep) -> str | None
         if inputs % group:
             return f"Its {inputs} inputs are not divisible into groups of {group}."
     return None
-
-
-def _leave_split_groups(candidates: list[Candidate], reasons: dict[str, str | None]) -> None:
-    """Leave every member of a fused group float where one of them is."""
-    by_module = {candidate.module: candidate for candidate in candidates}
-    left = {c.module for c in candidates if reasons[c.weight.name] is not None}
-    for candidate in candidates:
-        siblings = [by_module[m] for m in fused_siblings(candidate.module) if m in by_module]
-        float_siblings = [sibling.module for sibling in siblings if sibling.module in left]
-        if float_siblings and candidate.module not in left:
-            reasons[candidate.weight.name] = (
-                f"Loaders fuse it with {', '.join(float_siblings)}, left float, and a fused group "
-                "has one scheme."
-            )
 
 
 def _explain(

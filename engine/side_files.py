@@ -93,9 +93,11 @@ def config_text(
     schemes = {t.model_module: t.scheme for t in selection.targets.values() if t.scheme}
     if output_format == "compressed-tensors":
         linears = [name for name, kind in kinds.kinds.items() if kind == "Linear"]
-        config["quantization_config"] = _quantization_config(
-            next(iter(schemes.values())), [name for name in linears if name not in schemes]
-        )
+        left = [name for name in linears if name not in schemes]
+        # AutoModel opens the base model alone, whose modules have no prefix.
+        base = f"{kinds.prefix}."
+        left += [name.removeprefix(base) for name in left if name.startswith(base)]
+        config["quantization_config"] = _quantization_config(next(iter(schemes.values())), left)
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 

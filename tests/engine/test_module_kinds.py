@@ -26,6 +26,45 @@ def test_a_models_own_code_tells_kinds_ties_and_head():
     ] in kinds.tied
 
 
+@pytest.mark.slow
+def test_the_names_that_transformers_gives_to_tensors_while_loading_are_known():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    old = "vit.encoder.layer.0.attention.attention.query"
+    vit = {"model_type": "vit", "architectures": ["ViTForImageClassification"], **sizes}
+    expert = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+    mixtral = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], **sizes}
+
+    renaming = read_module_kinds(
+        vit | {"num_attention_heads": 4}, [f"{old}.weight", "classifier.weight"]
+    )
+    merging = read_module_kinds(mixtral, [expert, "lm_head.weight"])
+
+    assert renaming.renamed == {f"{old}.weight": "vit.layers.0.attention.q_proj.weight"}
+    assert renaming.find(old) == "vit.layers.0.attention.q_proj"
+    assert renaming.find("classifier") == "classifier"
+    assert renaming.merged == frozenset()
+    assert merging.renamed == {expert: "model.layers.0.mlp.experts.gate_up_proj"}
+    assert merging.merged == {expert}
+    assert merging.find(expert.removesuffix(".weight")) is None
+
+
+@pytest.mark.slow
+def test_linears_that_the_initialization_takes_by_their_weight_are_known():
+    mamba = {
+        "model_type": "mamba",
+        "architectures": ["MambaForCausalLM"],
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "vocab_size": 60,
+    }
+
+    kinds = read_module_kinds(mamba)
+
+    mixer = "backbone.layers.0.mixer"
+    assert kinds.named_weights == {f"{mixer}.dt_proj", f"{mixer}.out_proj"}
+    assert kinds.kinds[f"{mixer}.in_proj"] == "Linear"
+
+
 @pytest.mark.parametrize("stored", ["bert.pooler", "pooler"])
 @pytest.mark.parametrize("known", ["bert.pooler", "pooler"])
 def test_names_are_found_with_and_without_the_base_models_prefix(stored, known):

@@ -115,3 +115,24 @@ def test_errors_are_measured_against_the_weights_before_pruning():
     assert errors.squared_error == pytest.approx(expected, rel=1e-6)
     assert errors.squares == 14.0
     assert errors.max_error_steps <= 0.5 + 2.0**-15
+
+
+# 127.5 times the largest power of two whose 128-fold is infinite, and the largest weight.
+@pytest.mark.parametrize(
+    ("dtype", "weight"),
+    [
+        ("F16", 127.5 * 2.0**9),
+        ("F16", 65504.0),
+        ("BF16", 127.5 * 2.0**121),
+        ("F32", 127.5 * 2.0**121),
+        ("F32", float(np.finfo(np.float32).max)),
+    ],
+)
+def test_the_largest_weights_come_back_finite_in_their_own_dtype(dtype, weight):
+    largest = torch.tensor([[-weight, weight]], dtype=torch.float64).to(DTYPES[dtype])
+
+    rounded, errors = round_weight(largest, dtype)
+
+    scale = torch.from_numpy(rounded.scales).to(DTYPES[dtype])
+    assert torch.all(torch.isfinite(torch.from_numpy(rounded.values).to(scale.dtype) * scale))
+    assert errors.max_error_steps <= 0.5 + 2.0**-15

@@ -135,6 +135,65 @@ def test_compressed_tensors_quantizes_only_linears_that_the_model_has(select_by)
     assert "no module of this name" in reasons(selection)["moe.experts.0.w1.weight"]
 
 
+EXPERTS = [f"l.experts.{i}.{part}.weight" for i in range(2) for part in ("w1", "w2", "w3")]
+MERGING = ModuleKinds(
+    {"a": "Linear"},
+    renamed={name: f"l.experts.{name[-9:-7]}" for name in EXPERTS},
+    merged=frozenset(EXPERTS),
+)
+
+
+def test_experts_that_transformers_stacks_are_packed_together(select_by):
+    selection = select_by([*EXPERTS, "a.weight"], W8A16, kinds=MERGING, output="compressed-tensors")
+
+    assert set(selection.targets) == {*EXPERTS, "a.weight"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scheme": "w8a8"}, "from w8a16 only"),
+        ({"exclude": ["l.experts.1.*"]}, "An exclude pattern"),
+        ({"include": ["a"]}, "No include pattern"),
+    ],
+)
+def test_experts_of_which_some_stay_float_are_refused(select_by, change, words):
+    with pytest.raises(Problem, match=rf"merges weights.*{words}") as caught:
+        select_by(
+            [*EXPERTS, "a.weight"], W8A16 | change, kinds=MERGING, output="compressed-tensors"
+        )
+
+    assert caught.value.code == "output_unsupported"
+
+
+def test_a_weight_that_is_split_while_it_is_loaded_is_refused(select_by):
+    kinds = ModuleKinds(
+        {"a": "Linear", "q": "Linear"},
+        renamed={"qkv.weight": "q.weight"},
+        merged=frozenset({"qkv.weight"}),
+    )
+
+    with pytest.raises(Problem, match="from floats only") as caught:
+        select_by(["a.weight", "qkv.weight"], W8A16, kinds=kinds, output="compressed-tensors")
+
+    assert caught.value.code == "output_unsupported"
+
+
+def test_a_linear_that_must_have_a_weight_is_not_packed(select_by):
+    kinds = ModuleKinds({"a": "Linear", "b": "Linear"}, named_weights=frozenset({"b"}))
+    names = ["a.weight", "b.weight"]
+
+    packed = select_by(names, W8A16, kinds=kinds, output="compressed-tensors")
+    plain = select_by(names, W8A16, kinds=kinds)
+    unpacked = select_by(
+        names, W8A16 | {"scheme": "w8a8"}, kinds=kinds, output="compressed-tensors"
+    )
+
+    assert set(packed.targets) == {"a.weight"}
+    assert "scheme w8a8" in reasons(packed)["b.weight"]
+    assert set(plain.targets) == set(unpacked.targets) == set(names)
+
+
 def test_fused_experts_are_left_as_they_are(select_by):
     tensors = {"a.weight": WEIGHT, "mlp.experts.gate_up_proj": torch.ones(2, 4, 4)}
 

@@ -169,16 +169,29 @@ def test_a_fused_group_of_which_a_part_is_excluded_stays_float_and_loads(tmp_pat
 
     open_strictly(transformers.AutoModelForCausalLM, pressed.folder, caplog)
     config = json.loads((pressed.folder / "config.json").read_text())["quantization_config"]
-    assert config["ignore"] == [
-        "model.layers.0.self_attn.q_proj",
-        "model.layers.0.self_attn.k_proj",
-        "model.layers.0.self_attn.v_proj",
-        "model.layers.1.mlp.gate_proj",
-        "model.layers.1.mlp.up_proj",
-        "lm_head",
+    left = [
+        "layers.0.self_attn.q_proj",
+        "layers.0.self_attn.k_proj",
+        "layers.0.self_attn.v_proj",
+        "layers.1.mlp.gate_proj",
+        "layers.1.mlp.up_proj",
     ]
+    assert config["ignore"] == [f"model.{name}" for name in left] + ["lm_head", *left]
     reasons = {skip.name: skip.reason for skip in pressed.report.skipped}
     assert "k_proj" in reasons["model.layers.0.self_attn.q_proj.weight"]
+
+
+@pytest.mark.slow
+def test_the_base_model_opens_alone_where_a_part_of_it_is_excluded(tmp_path, press):
+    original = make_llama(tmp_path / "model", tied=True).eval()
+
+    pressed = press(tmp_path / "model", {**QUANTIZE, "scheme": "w8a16", "exclude": ["*layers.0*"]})
+
+    model = transformers.AutoModel.from_pretrained(pressed.folder).eval()
+    with torch.no_grad():
+        answer = model(tokens(199)).last_hidden_state
+        expected = original.model(tokens(199)).last_hidden_state
+    assert cosine(answer, expected) > 0.999
 
 
 @pytest.mark.slow
