@@ -19,7 +19,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ from jobs.job import JobResult, JobSpec, is_job_id
 StoreName = Literal["models", "datasets"]
 RESULT_NAME = "result.json"
 REPORT_NAME = "report.json"
+#: Nothing is half-way for this long: what still is was left behind.
+_DRAFT_SECONDS = 3600
 
 
 class BlobStore:
@@ -54,8 +56,10 @@ class BlobStore:
         """
         folder = self.root / "staging" / secrets.token_hex(8)
         (folder / "files").mkdir(parents=True)
-        with (folder / "lock").open("w") as lock:
+        with (folder / "lock.new").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            # Named only now: a sweep that found it free would take the folder for abandoned.
+            (folder / "lock.new").rename(folder / "lock")
             try:
                 yield folder
             finally:
@@ -119,7 +123,11 @@ class BlobStore:
         """Write a job's spec durably: from here on the job survives a loss of Redis."""
         folder = self.job_folder(spec.id)
         folder.mkdir()
-        write_json(folder / "spec.json", spec.model_dump(mode="json"))
+        try:
+            write_json(folder / "spec.json", spec.model_dump(mode="json"))
+        except OSError:
+            folder.rmdir()
+            raise
         fsync(folder.parent)
 
     def read_spec(self, job_id: str) -> JobSpec | None:
@@ -151,16 +159,20 @@ class BlobStore:
         """
         folder = self.job_folder(result.id)
         draft = folder / f"result-{secrets.token_hex(8)}.tmp"
-        write_json(draft, result.model_dump(mode="json"))
         try:
+            write_json(draft, result.model_dump(mode="json"))
             # link() fails where the name exists: the file system itself is the fence.
             os.link(draft, folder / RESULT_NAME)
         except FileExistsError:
             return False
         finally:
-            draft.unlink()
+            draft.unlink(missing_ok=True)
         fsync(folder)
         return True
+
+    def has_result(self, job_id: str) -> bool:
+        """Tell whether it is on disk how a job ended."""
+        return (self.job_folder(job_id) / RESULT_NAME).exists()
 
     def read_result(self, job_id: str) -> JobResult | None:
         """Give how a job ended, or None while it has not."""
@@ -199,22 +211,38 @@ class BlobStore:
         """Remove what processes that died have left: staged uploads, scratch of ended jobs.
 
         Returns:
-            The names of the folders removed.
+            The names of the folders and files removed.
         """
         removed = []
         for folder in (self.root / "staging").iterdir():
-            if _is_abandoned(folder):
+            if folder.is_dir() and _is_abandoned(folder):
                 removed.append(folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
         for job_id in self.job_ids():
-            result = self.read_result(job_id)
-            if result is None:
-                continue
-            for folder in self.job_folder(job_id).glob("*-*"):
-                if folder.is_dir() and folder.name != result.artifact_folder:
-                    removed.append(f"{job_id}/{folder.name}")
-                    shutil.rmtree(folder, ignore_errors=True)
+            removed += [f"{job_id}/{name}" for name in self._sweep_job(job_id)]
         return removed
+
+    def _sweep_job(self, job_id: str) -> Iterator[str]:
+        folder = self.job_folder(job_id)
+        is_old = _age_seconds(folder) > _DRAFT_SECONDS
+        for draft in folder.glob("*.tmp"):
+            if _age_seconds(draft) > _DRAFT_SECONDS:
+                yield draft.name
+                draft.unlink(missing_ok=True)
+        if is_old and not (folder / "spec.json").exists():
+            # A submit died before it was accepted; what a person put here stays.
+            with suppress(OSError):
+                folder.rmdir()
+        try:
+            result = self.read_result(job_id)
+        except ValueError:
+            return  # Damaged: a person may still want what lies beside it.
+        if result is None:
+            return
+        for path in folder.glob("*-*"):
+            if path.is_dir() and path.name != result.artifact_folder:
+                yield path.name
+                shutil.rmtree(path, ignore_errors=True)
 
     def _remove_folder(self, folder: Path) -> bool:
         # Renamed first, so that a reader sees the whole of it or nothing.
@@ -235,11 +263,15 @@ def write_json(path: Path, members: dict[str, Any]) -> None:
         members: What.
     """
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    with draft.open("w") as file:
-        json.dump(members, file, separators=(",", ":"))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("w") as file:
+            json.dump(members, file, separators=(",", ":"))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     fsync(path.parent)
 
 
@@ -281,6 +313,12 @@ def _is_abandoned(staged: Path) -> bool:
         return False
     except FileNotFoundError:
         # Without a lock it is on its way in or out; only a folder that stays so was left behind.
-        age_seconds = time.time() - staged.stat().st_mtime if staged.exists() else 0
-        return age_seconds > 3600
+        return _age_seconds(staged) > _DRAFT_SECONDS
     return True
+
+
+def _age_seconds(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0

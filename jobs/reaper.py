@@ -7,10 +7,10 @@ safe: every change goes through the store's scripts.
 """
 
 import threading
+import time
 
 import structlog
 from celery import Celery
-from redis.exceptions import RedisError
 
 from jobs.blobs import BlobStore, now_ms
 from jobs.job import JobResult
@@ -23,6 +23,9 @@ _log = structlog.get_logger(__name__)
 RECHECK_MS = 10_000
 #: A spec this young may belong to a submit that is just about to create its record.
 _SETTLE_MS = 60_000
+_FULL_LOOK_SECONDS = 60
+#: What a damaged folder of one job raises; the others are looked after all the same.
+_UNREADABLE = (OSError, ValueError)
 
 
 class Reaper:
@@ -67,17 +70,10 @@ class Reaper:
     def reap_once(self) -> None:
         """Look after every open job whose check is due."""
         for job_id in self._store.due():
-            if self._finish_published(job_id):
-                continue
-            if self._blobs.read_spec(job_id) is None:
-                # Its folder was removed by hand: there is nothing to run, and nobody to tell.
-                _log.warning("spec_missing", job_id=job_id)
-            found = self._store.reap(job_id, RECHECK_MS)
-            if found in ("failed", "cancelled"):
-                self.publish_end(job_id)
-            if found == "requeued" or (found == "queued" and self._rings_are_missing()):
-                _log.info("rang_again", job_id=job_id, found=found)
-                ring(self._celery, job_id)
+            try:
+                self._look_after(job_id)
+            except _UNREADABLE as error:
+                _log.warning("job_unreadable", job_id=job_id, error=str(error))
 
     def rebuild(self) -> int:
         """Bring back every job that is on disk and not in Redis.
@@ -87,18 +83,10 @@ class Reaper:
         """
         rebuilt = 0
         for job_id in self._blobs.job_ids():
-            if self._store.redis.exists(f"modelpress:job:{job_id}"):
-                continue
-            spec = self._blobs.read_spec(job_id)
-            result = self._blobs.read_result(job_id)
-            if spec is None or (result is None and now_ms() - spec.created_ms < _SETTLE_MS):
-                continue
-            if self._store.submit(spec).outcome == "created":
-                rebuilt += 1
-            if result is not None:
-                self._store.finish(result, token=None)
-            else:
-                ring(self._celery, job_id)
+            try:
+                rebuilt += self._rebuild_job(job_id)
+            except _UNREADABLE as error:
+                _log.warning("job_unreadable", job_id=job_id, error=str(error))
         if rebuilt:
             _log.warning("rebuilt_from_disk", jobs=rebuilt)
         return rebuilt
@@ -106,6 +94,37 @@ class Reaper:
     def publish_end(self, job_id: str) -> None:
         """Write down how a job ended that ended in Redis first, so that a rebuild knows."""
         publish_end(self._store, self._blobs, job_id)
+
+    def _look_after(self, job_id: str) -> None:
+        if self._finish_published(job_id):
+            return
+        if self._blobs.read_spec(job_id) is None:
+            # Its folder was removed by hand: there is nothing to run, and nobody to tell.
+            _log.warning("spec_missing", job_id=job_id)
+        found = self._store.reap(job_id, RECHECK_MS)
+        if found in ("failed", "cancelled"):
+            self.publish_end(job_id)
+        if found == "requeued" or (found == "queued" and self._rings_are_missing()):
+            _log.info("rang_again", job_id=job_id, found=found)
+            ring(self._celery, job_id)
+
+    def _rebuild_job(self, job_id: str) -> bool:
+        if self._store.redis.exists(f"modelpress:job:{job_id}"):
+            if not self._blobs.has_result(job_id):
+                # Who ended it in Redis may have died before writing so: the next loss of Redis
+                # would run a cancelled job.
+                self.publish_end(job_id)
+            return False
+        spec = self._blobs.read_spec(job_id)
+        result = self._blobs.read_result(job_id)
+        if spec is None or (result is None and now_ms() - spec.created_ms < _SETTLE_MS):
+            return False
+        is_new = self._store.submit(spec).outcome == "created"
+        if result is not None:
+            self._store.finish(result, token=None)
+        else:
+            ring(self._celery, job_id)
+        return is_new
 
     def _finish_published(self, job_id: str) -> bool:
         result = self._blobs.read_result(job_id)
@@ -122,20 +141,23 @@ class Reaper:
         return waiting_rings(self._store.redis, self._queue) < self._store.counts()["queued"]
 
     def _loop(self) -> None:
-        looks = 0
-        while not self._stop.wait(self._seconds if looks else 0):
+        pause, full_look_at = 0.0, 0.0
+        while not self._stop.wait(pause):
+            pause = self._seconds
             try:
-                # After a loss of Redis all jobs are missing at once; a full look is cheap enough
-                # to have once a minute, and once at the start.
-                if looks % max(1, round(60 / self._seconds)) == 0:
-                    self.rebuild()
-                    self._blobs.sweep()
-                self.reap_once()
                 if self._worker is not None:
                     self._store.announce(self._worker, 4 * self._seconds)
-            except (RedisError, OSError) as error:
+                self.reap_once()
+                # After a loss of Redis all jobs are missing at once, and it shows. A full look at
+                # the disk is cheap enough to have once a minute besides.
+                if self._store.is_new() or time.monotonic() >= full_look_at:
+                    self.rebuild()
+                    self._blobs.sweep()
+                    full_look_at = time.monotonic() + _FULL_LOOK_SECONDS
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next look must come
                 _log.warning("reaper_failed", error=str(error))
-            looks += 1
+                # Redis may come back without its data.
+                full_look_at = 0.0
 
 
 def publish_end(store: JobStore, blobs: BlobStore, job_id: str) -> None:
@@ -155,6 +177,6 @@ def publish_end(store: JobStore, blobs: BlobStore, job_id: str) -> None:
             state=job.state,
             attempt=job.attempt,
             failure=job.failure,
-            finished_ms=now_ms(),
+            finished_ms=round(job.finished_at.timestamp() * 1000) if job.finished_at else now_ms(),
         )
     )

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import ByteSize, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -67,9 +68,10 @@ class Settings(BaseSettings):
     @property
     def redis_socket(self) -> Path:
         """The socket of the Redis that `make up` starts for this data folder."""
-        # A Unix socket's path is limited to about 100 bytes, so a deep folder gets a short alias.
+        # A Unix socket's path is limited to about 100 bytes, and Redis's clients do not agree on
+        # how to quote one in a URL: a folder that is deep or oddly named gets a short alias.
         path = self.data_dir.resolve() / "redis.sock"
-        if len(os.fsencode(path)) < 100:
+        if len(os.fsencode(path)) < 100 and quote(str(path)) == str(path):
             return path
         digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
         return Path(tempfile.gettempdir()) / f"modelpress-{digest}.sock"

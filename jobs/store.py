@@ -21,8 +21,8 @@ from jobs.recipe import Recipe
 
 IDEMPOTENCY_SECONDS = 7 * 86400
 _PREFIX = "modelpress:"
-_OPEN, _QUEUED, _INDEX, _FENCE, _WORKERS = (
-    _PREFIX + name for name in ("open", "queued", "index", "fence", "workers")
+_OPEN, _QUEUED, _INDEX, _FENCE, _WORKERS, _KNOWN = (
+    _PREFIX + name for name in ("open", "queued", "index", "fence", "workers", "known")
 )
 _SCRIPTS = ("submit", "claim", "renew", "release", "finish", "cancel", "reap", "remove")
 
@@ -221,6 +221,8 @@ class JobStore:
             failure,
             code,
             artifact,
+            result.finished_ms,
+            result.attempt,
         )
         return cast("Literal['finished', 'ended', 'stale', 'missing']", answer)
 
@@ -262,6 +264,10 @@ class JobStore:
         now = self._now_ms()
         self.redis.zremrangebyscore(_WORKERS, "-inf", str(now))
         self.redis.zadd(_WORKERS, {worker: now + int(seconds * 1000)})
+
+    def is_new(self) -> bool:
+        """Tell, once, that Redis is empty or was emptied: what it knew must be brought back."""
+        return bool(self.redis.set(_KNOWN, 1, nx=True))
 
     # Questions.
 

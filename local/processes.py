@@ -51,16 +51,16 @@ def write_configuration(settings: Settings) -> Path:
     """
     folder = settings.data_dir.resolve()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    text = _DAEMON.format(folder=folder, cwd=Path.cwd())
+    text = _DAEMON.format(folder=_escaped(str(folder)), cwd=_escaped(str(Path.cwd())))
     for name, priority, stop_seconds, command in _programs(settings, folder):
         tied = [sys.executable, "-m", "local.tied", *command]
         text += _PROGRAM.format(
             name=name,
-            # supervisord expands %(…)s, so a percent sign in a path is doubled.
-            command=shlex.join(tied).replace("%", "%%"),
+            command=_escaped(shlex.join(tied)),
             priority=priority,
             stop_seconds=stop_seconds,
-            log=str(folder / "logs" / f"{name}.log").replace("%", "%%"),
+            # Expanded once for the program and once for its process.
+            log=_escaped(_escaped(str(folder / "logs" / f"{name}.log"))),
         )
     path = folder / "supervisord.conf"
     path.write_text(text)
@@ -75,6 +75,11 @@ def _programs(settings: Settings, folder: Path) -> list[tuple[str, int, int, lis
     if not settings.redis_url:
         programs.append(("redis", 10, 15, redis_command(settings, folder / "redis")))
     return programs
+
+
+def _escaped(text: str) -> str:
+    # supervisord expands %(…)s, so a percent sign in a path is doubled.
+    return text.replace("%", "%%")
 
 
 def worker_command() -> list[str]:

@@ -19,6 +19,8 @@ from jobs.settings import Settings
 from local.processes import write_configuration
 
 START_SECONDS = 60
+#: Programs whose `make up` was killed are being stopped; this is longer than any of them takes.
+END_SECONDS = 60
 
 
 class AlreadyRunningError(Exception):
@@ -40,7 +42,7 @@ def stack(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         The URL of the service, which is ready, and supervisord's process.
 
     Raises:
-        AlreadyRunningError: The data folder is in use.
+        AlreadyRunningError: The data folder is in use, or programs of a run before do not end.
         StartFailedError: The service did not become ready; the message tells where the logs are.
     """
     folder = settings.data_dir.resolve()
@@ -50,6 +52,8 @@ def stack(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AlreadyRunningError(f"{folder} is in use by another `make up`") from None
+        programs_lock = folder / "programs.lock"
+        _wait_until_ended(programs_lock)
         url_file = folder / "service.url"
         url_file.unlink(missing_ok=True)
         daemon = subprocess.Popen(
@@ -60,7 +64,12 @@ def stack(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
                 "-c",
                 str(write_configuration(settings)),
             ],
-            env=os.environ | {"DATA_DIR": str(folder), "PORT": str(settings.port or _free_port())},
+            env=os.environ
+            | {
+                "DATA_DIR": str(folder),
+                "PORT": str(settings.port or _free_port()),
+                "PROGRAMS_LOCK": str(programs_lock),
+            },
             stdout=subprocess.DEVNULL,
             # Its own group, so that a Ctrl-C reaches us alone and we stop things in order.
             process_group=0,
@@ -71,6 +80,24 @@ def stack(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         finally:
             daemon.terminate()
             daemon.wait()
+
+
+def _wait_until_ended(lock: Path) -> None:
+    # Two Redis servers on one append-only file would destroy it, and the old one takes the new
+    # one's socket away as it ends.
+    deadline = time.monotonic() + END_SECONDS
+    with lock.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise AlreadyRunningError(
+                        f"programs of an earlier `make up` still run on {lock.parent}"
+                    ) from None
+                time.sleep(0.05)
+            else:
+                return
 
 
 def _free_port() -> int:

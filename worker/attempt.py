@@ -61,7 +61,11 @@ def watch(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> Ou
         How the attempt ended.
     """
     try:
-        outcome = _follow(runner, lease, limits, drain)
+        try:
+            outcome = _follow(runner, lease, limits, drain)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            # It works on a stranger's bytes, so what it says may be anything.
+            outcome = Outcome("failed", Problem("runner_died", "The runner talked nonsense."))
         if runner.is_running:
             runner.kill()
     except TemplateDiedError as error:
@@ -69,6 +73,24 @@ def watch(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> Ou
     finally:
         runner.close()
     return outcome
+
+
+def interruption(lease: Lease, drain: int | None) -> Outcome | None:
+    """Tell whether something outside of an attempt ends it.
+
+    Args:
+        lease: The job's lease.
+        drain: A descriptor that becomes readable when the worker is to shut down.
+
+    Returns:
+        The outcome that the attempt has then, or None while it may go on.
+    """
+    verdict = lease.verdict
+    if verdict is not None:
+        return Outcome(verdict)
+    if drain is not None and select.select([drain], [], [], 0)[0]:
+        return Outcome("drained", Problem("drained", "The worker was shut down."))
+    return None
 
 
 def _follow(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> Outcome:
@@ -87,10 +109,9 @@ def _follow(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> 
                 said = Outcome("failed", Problem.from_dict(message.value))
             else:
                 return said or Outcome("failed", _died(message.value))
-        if lease.verdict is not None:
-            return Outcome(lease.verdict)
-        if drain is not None and select.select([drain], [], [], 0)[0]:
-            return Outcome("drained", Problem("drained", "The worker was shut down."))
+        stopped = interruption(lease, drain)
+        if stopped is not None:
+            return stopped
         problem = _passed_limit(runner, limits, deadline)
         if problem is not None:
             return Outcome("failed", problem)

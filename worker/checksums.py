@@ -1,9 +1,11 @@
 """Compute sha-256 digests of large artifacts after their job has succeeded.
 
 On a CPU without SHA instructions sha-256 takes several times as long as making the artifact did,
-so nobody should wait for it: downloads are verified by blake3 until it is there.
+so nobody should wait for it: downloads are verified by blake3 until it is there. A worker that is
+told to end does not wait either; the next one to start does what was left.
 """
 
+import hashlib
 import queue
 import threading
 from pathlib import Path
@@ -12,11 +14,15 @@ import structlog
 
 from jobs.blobs import BlobStore, write_json
 from jobs.job import Artifact
-from worker.collect import sha256
 
 _log = structlog.get_logger(__name__)
 
 SHA256_NAME = "sha256.json"
+_READ_BYTES = 4 * 1024**2
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error: the worker ends
+    """The worker was told to end."""
 
 
 class Checksums:
@@ -29,6 +35,7 @@ class Checksums:
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
         self._waiting: queue.SimpleQueue[tuple[str, Path, Artifact] | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="checksums", daemon=True)
         self._thread.start()
 
@@ -44,17 +51,47 @@ class Checksums:
             self._waiting.put((job_id, folder, artifact))
 
     def stop(self) -> None:
-        """Hash what waits, then end the thread."""
+        """End the thread within moments; what waits is left to the next worker's start."""
+        self._stopping.set()
         self._waiting.put(None)
         self._thread.join()
 
     def _loop(self) -> None:
-        while (item := self._waiting.get()) is not None:
-            job_id, folder, artifact = item
-            try:
-                digests = {file.path: sha256(folder / file.path) for file in artifact.files}
-                write_json(self._blobs.job_folder(job_id) / SHA256_NAME, digests)
-            except FileNotFoundError:
-                _log.info("job_removed_while_hashing", job_id=job_id)
-            except OSError as error:
-                _log.warning("checksums_failed", job_id=job_id, error=str(error))
+        try:
+            for job_id in self._blobs.job_ids():
+                self._take_up(job_id)
+            while (item := self._waiting.get()) is not None:
+                self._hash(*item)
+        except _Stopped:
+            pass
+
+    def _take_up(self, job_id: str) -> None:
+        if self._stopping.is_set():
+            raise _Stopped
+        folder = self._blobs.job_folder(job_id)
+        try:
+            result = self._blobs.read_result(job_id)
+        except (OSError, ValueError):
+            return  # Damaged; the reaper says so.
+        if result is None or result.artifact is None or result.artifact_folder is None:
+            return
+        if not (folder / SHA256_NAME).exists():
+            self.add(job_id, folder / result.artifact_folder, result.artifact)
+
+    def _hash(self, job_id: str, folder: Path, artifact: Artifact) -> None:
+        try:
+            digests = {file.path: self._sha256(folder / file.path) for file in artifact.files}
+            write_json(self._blobs.job_folder(job_id) / SHA256_NAME, digests)
+        except FileNotFoundError:
+            _log.info("job_removed_while_hashing", job_id=job_id)
+        except OSError as error:
+            _log.warning("checksums_failed", job_id=job_id, error=str(error))
+
+    def _sha256(self, path: Path) -> str:
+        hasher = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(_READ_BYTES):
+                if self._stopping.is_set():
+                    raise _Stopped
+                hasher.update(piece)
+        return hasher.hexdigest()

@@ -49,6 +49,7 @@ class Lease:
         self._renew_seconds = renew_seconds
         self._progress: Progress | None = None
         self._verdict: Verdict | None = None
+        self._renewed_at = time.monotonic()
         self._stop = threading.Event()
         self._reading, self._writing = os.pipe()
         self._thread = threading.Thread(target=self._loop, name=f"lease-{job_id}", daemon=True)
@@ -76,8 +77,11 @@ class Lease:
     def verdict(self) -> Verdict | None:
         """Why the attempt must stop at once, or None while it may go on.
 
-        `cancelled`: the client asked for it. `lost`: the job may be another worker's by now.
+        `cancelled`: the client asked for it. `lost`: the job may be another worker's by now, or
+        soon, because the store was not reached for so long; a call to it can hang for longer.
         """
+        if self._verdict is None and self._silent_seconds() > self._silence_limit:
+            return "lost"
         return self._verdict
 
     def tell(self, progress: Progress) -> None:
@@ -85,21 +89,24 @@ class Lease:
         self._progress = progress
 
     def _loop(self) -> None:
-        renewed_at = time.monotonic()
         while self._verdict is None and not self._stop.wait(self._renew_seconds):
+            asked_at = time.monotonic()
             try:
                 renewal = self._store.renew(self._job_id, self._token, self._progress)
             except RedisError as error:
-                silent_seconds = time.monotonic() - renewed_at
+                silent_seconds = self._silent_seconds()
                 _log.warning("renew_failed", silent_seconds=silent_seconds, error=str(error))
                 if silent_seconds > self._silence_limit:
                     self._decide("lost")
                 continue
-            renewed_at = time.monotonic()
+            self._renewed_at = asked_at
             if not renewal.held:
                 self._decide("lost")
             elif renewal.cancel_requested:
                 self._decide("cancelled")
+
+    def _silent_seconds(self) -> float:
+        return time.monotonic() - self._renewed_at
 
     def _decide(self, verdict: Verdict) -> None:
         self._verdict = verdict

@@ -72,6 +72,8 @@ class Template:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,
+                # A Ctrl-C in a terminal is the worker's to hear: it drains, the runner goes on.
+                process_group=0,
             )
         self._control = ours
         self._is_ready = False

@@ -9,6 +9,7 @@ Trusted, and the only part of the worker that holds Redis. What each end of an a
     lost       nothing: the job may be another worker's, and only its holder may speak for it
 """
 
+import errno
 import shutil
 import socket
 from pathlib import Path
@@ -26,7 +27,7 @@ from jobs.reaper import publish_end
 from jobs.report import Report
 from jobs.settings import Settings
 from jobs.store import JobStore
-from worker.attempt import Limits, Outcome, watch
+from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
 from worker.collect import collect_artifact, read_report
 from worker.lease import Lease
@@ -36,8 +37,11 @@ from worker.runner_process import Runner, Template, TemplateDiedError
 _log = structlog.get_logger(__name__)
 
 
-class _Stopped(Exception):  # noqa: N818 - not an error: the lease says stop
-    """The lease's verdict came while the artifact was being collected."""
+class _Stopped(Exception):  # noqa: N818 - not an error: something outside says stop
+    """The attempt was ended while its artifact was being collected."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
 
 
 class Supervisor:
@@ -107,14 +111,17 @@ class Supervisor:
                 outcome = self._work(job, token, lease)
             except Problem as problem:
                 outcome = Outcome("failed", problem)
-            except _Stopped:
-                outcome = Outcome(lease.verdict or "lost")
+            except _Stopped as stopped:
+                outcome = stopped.outcome
             except OSError as error:
                 _log.exception("attempt_failed")
-                outcome = Outcome("failed", Problem("internal_error", f"{error.strerror}."))
+                is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                code = "storage_full" if is_full else "internal_error"
+                outcome = Outcome("failed", Problem(code, f"{error.strerror}."))
+            # First: it may be what fills the disk, and the job's end has to be written there.
+            shutil.rmtree(self._blobs.job_folder(job.id) / f"work-{token}", ignore_errors=True)
             if outcome.kind != "done":
                 self._settle(job, token, outcome)
-        shutil.rmtree(self._blobs.job_folder(job.id) / f"work-{token}", ignore_errors=True)
         return outcome
 
     def _work(self, job: Job, token: int, lease: Lease) -> Outcome:
@@ -155,15 +162,19 @@ class Supervisor:
 
     def _deliver(self, job: Job, token: int, work: Path, lease: Lease) -> None:
         def check() -> None:
-            if lease.verdict is not None:
-                raise _Stopped
+            stopped = interruption(lease, self._drain)
+            if stopped is not None:
+                raise _Stopped(stopped)
 
         report = read_report(work / REPORT_NAME)
         artifact = collect_artifact(work / ARTIFACT_NAME, _about(job, report), check)
+        renewal = self._store.renew(job.id, token)
+        if not renewal.held:
+            raise _Stopped(Outcome("lost"))
+        if renewal.cancel_requested:
+            raise _Stopped(Outcome("cancelled"))
         self._blobs.write_report(job.id, report.model_dump(mode="json"))
         check_gate(report, job.recipe.gate)
-        if not self._store.renew(job.id, token).held:
-            raise _Stopped
         self._publish(job, token, work, artifact)
 
     def _publish(self, job: Job, token: int, work: Path, artifact: Artifact) -> None:

@@ -75,3 +75,24 @@ def test_a_killed_process_manager_leaves_no_process(run_up, tmp_path, wait_until
         assert alive == []
         stack.expected_status = stack.process.wait(timeout=30)
         assert stack.expected_status != 0
+
+
+def test_a_folder_with_an_odd_name_will_do(run_up, tmp_path, small_model):
+    with run_up(tmp_path / "50% off%(x)s a%20b?x=1#y ünï") as stack:
+        job = stack.wait(stack.submit(small_model, TUTORIAL)["id"])
+
+    assert job["state"] == "succeeded", job["failure"]
+
+
+def test_a_start_waits_until_the_programs_of_a_killed_one_have_ended(run_up, tmp_path, small_model):
+    with run_up(tmp_path) as first:
+        job = first.wait(first.submit(small_model, TUTORIAL)["id"])
+        programs = [first.find(word) for word in ("redis-server", "-m service", "celery")]
+        first.process.kill()
+        first.expected_status = first.process.wait()
+        with run_up(tmp_path) as second:
+            still_alive = [program for program in programs if program.is_running()]
+            found = second.job(job["id"])
+
+    assert still_alive == []
+    assert found["state"] == "succeeded"

@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -152,3 +155,58 @@ def test_jobs_are_listed_oldest_first_and_strangers_left_out(blobs, job_id):
 
     assert list(blobs.job_ids()) == sorted([job_id, second.id])
     assert json.loads((blobs.job_folder(job_id) / "spec.json").read_text())["id"] == job_id
+
+
+def test_a_full_disk_leaves_nothing_of_what_could_not_be_written(blobs, job_id, monkeypatch):
+    before = sorted(blobs.root.rglob("*"))
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("jobs.blobs.os.fsync", fail)
+    spec = JobSpec(id=new_job_id(), model="mdl_" + DIGEST, recipe=RECIPE, created_ms=now_ms())
+    with pytest.raises(OSError, match="No space"):
+        blobs.write_spec(spec)
+    with pytest.raises(OSError, match="No space"):
+        blobs.write_report(job_id, {})
+    with pytest.raises(OSError, match="No space"):
+        blobs.publish_result(JobResult(id=job_id, state="failed", attempt=1, finished_ms=1))
+
+    assert sorted(blobs.root.rglob("*")) == before
+
+
+def test_sweeping_removes_old_drafts_of_an_ended_job(blobs, job_id):
+    old, young = (blobs.job_folder(job_id) / f"report.json.{n}.tmp" for n in (1, 2))
+    for draft in (old, young):
+        draft.write_text("{")
+    os.utime(old, (1, 1))
+    blobs.publish_result(JobResult(id=job_id, state="failed", attempt=1, finished_ms=1))
+
+    assert blobs.sweep() == [f"{job_id}/{old.name}"]
+    assert young.exists()
+
+
+def test_an_upload_that_just_begins_is_not_swept(blobs, monkeypatch):
+    lock = fcntl.flock
+
+    def sweep_first(file, operation):
+        if operation == fcntl.LOCK_EX:
+            assert blobs.sweep() == []
+        lock(file, operation)
+
+    monkeypatch.setattr("jobs.blobs.fcntl.flock", sweep_first)
+
+    assert put(blobs) is True
+
+
+def test_sweeping_removes_the_folder_of_a_submit_that_died(blobs):
+    died, young = (blobs.job_folder(new_job_id()) for _ in range(2))
+    for folder in (died, young):
+        folder.mkdir()
+        (folder / "spec.json.1.tmp").write_text("{")
+    for path in (died / "spec.json.1.tmp", died):
+        os.utime(path, (1, 1))
+
+    blobs.sweep()
+
+    assert (died.exists(), young.exists()) == (False, True)

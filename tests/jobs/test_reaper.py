@@ -163,3 +163,67 @@ def test_the_thread_looks_at_once_and_stops_when_told(store, blobs, reaper):
 
     assert events[0].type == "queued"
     assert not reaper._thread.is_alive()
+
+
+def test_a_rebuilt_job_ended_when_it_ended(store, blobs, reaper):
+    job_id = submit(store, blobs, 120_000)
+    blobs.publish_result(JobResult(id=job_id, state="succeeded", attempt=2, finished_ms=7000))
+    store.redis.flushdb()
+
+    reaper.rebuild()
+
+    job = store.get(job_id)
+    assert (job.attempt, job.finished_at.timestamp()) == (2, 7.0)
+
+
+@pytest.mark.parametrize("name", ["spec.json", "result.json"])
+def test_a_damaged_job_hides_no_other(store, blobs, reaper, name):
+    damaged, other = submit(store, blobs, 120_000), submit(store, blobs, 120_000)
+    (blobs.job_folder(damaged) / name).write_text("{")
+    make_due(store, damaged)
+    make_due(store, other)
+
+    reaper.reap_once()
+    assert other not in store.due()
+    store.redis.flushdb()
+    reaper.rebuild()
+    blobs.sweep()
+
+    assert store.get(other).state == "queued"
+
+
+def test_a_cancel_that_only_redis_knows_is_written_down(store, blobs, reaper):
+    job_id = submit(store, blobs, 120_000)
+    store.cancel(job_id)
+
+    reaper.rebuild()
+    ended = store.get(job_id)
+    store.redis.flushdb()
+    reaper.rebuild()
+
+    rebuilt = store.get(job_id)
+    assert (rebuilt.state, rebuilt.finished_at) == ("cancelled", ended.finished_at)
+
+
+def test_the_thread_notices_that_redis_was_emptied(store, blobs, reaper, wait_until):
+    job_id = submit(store, blobs, 120_000)
+    reaper.start()
+    wait_until(lambda: not store.is_new() and store.get(job_id), "the first look")
+
+    store.redis.flushdb()
+
+    wait_until(lambda: store.get(job_id) is not None, "the job to be back", seconds=5)
+    reaper.stop()
+
+
+def test_the_thread_outlives_what_it_meets(blobs, reaper, monkeypatch, wait_until):
+    looks = []
+
+    def fail():
+        looks.append(1)
+        raise ValueError("nobody thought of this")
+
+    monkeypatch.setattr(reaper, "reap_once", fail)
+    reaper.start()
+    wait_until(lambda: len(looks) > 2, "further looks")
+    reaper.stop()

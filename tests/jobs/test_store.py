@@ -243,3 +243,13 @@ def test_queue_positions_follow_age(store):
     store.claim(ids[0], "w")
 
     assert [store.get(job_id).queue_position for job_id in ids] == [None, 0, 1]
+
+
+def test_no_token_is_given_twice_even_after_a_loss_of_redis(store):
+    job_id = submit(store)
+    before = [store.claim(submit(store), "w").token for _ in range(3)]
+    store.redis.flushdb()
+    after = [store.claim(submit(store), "w").token for _ in range(3)]
+
+    assert sorted({*before, *after}) == before + after
+    assert store.get(job_id) is None

@@ -81,7 +81,9 @@ class ModelJob:
     def finish(self, state: str, token: int | None) -> str:
         if self.state in TERMINAL_STATES:
             return "ended"
-        if token is not None and not self.holds(token):
+        if token is None:
+            self.attempt = max(self.attempt, 1)  # The result's own.
+        elif not self.holds(token):
             return "stale"
         self.end(state)
         return "finished"

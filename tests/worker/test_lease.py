@@ -92,3 +92,10 @@ def test_a_lease_outlives_its_length_as_long_as_it_is_renewed(store, claimed):
         next_event(store, job_id, last)
 
     assert int(store.redis.hget(f"modelpress:job:{job_id}", "lease_until_ms")) > before
+
+
+def test_a_store_that_hangs_costs_the_lease_before_it_is_given_away(store, claimed, wait_until):
+    with hold(store, claimed, lease_seconds=0.5) as lease:
+        # Every call hangs now, and neither answers nor fails in time.
+        store.redis.client_pause(1500)
+        wait_until(lambda: lease.verdict == "lost", "the verdict", seconds=0.5)

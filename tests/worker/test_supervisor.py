@@ -1,12 +1,18 @@
+import errno
+import hashlib
+import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 from safetensors.numpy import load_file
 
 from jobs.blobs import BlobStore
 from jobs.job import JobResult
+from worker.checksums import Checksums
+from worker.collect import collect_artifact
 from worker.supervisor import Supervisor, choose_device
 
 INT8 = {"steps": [{"op": "quantize", "scheme": "w8a16"}]}
@@ -208,14 +214,127 @@ def test_nothing_is_left_running_when_the_supervisor_stops(workshop):
     assert not template.is_running()
 
 
-def test_large_artifacts_get_their_sha256_after_the_job(workshop):
+def test_large_artifacts_get_their_sha256_after_the_job(workshop, wait_until):
     job = workshop.run(workshop.large_model())
     assert {file.sha256 for file in job.artifact.files} == {None}
 
-    workshop.supervisor._checksums.stop()
-
     digests = workshop.blobs.job_folder(job.id) / "sha256.json"
-    assert digests.exists()
+    wait_until(digests.exists, "the digests")
+
+    folder = workshop.blobs.artifact_folder(job.id)
+    assert json.loads(digests.read_bytes()) == {
+        file.path: hashlib.sha256((folder / file.path).read_bytes()).hexdigest()
+        for file in job.artifact.files
+    }
+
+
+def test_the_next_worker_hashes_what_one_that_ended_left(workshop, wait_until):
+    job = workshop.run(workshop.large_model())
+    started = time.monotonic()
+    workshop.supervisor._checksums.stop()
+    assert time.monotonic() - started < 1
+    digests = workshop.blobs.job_folder(job.id) / "sha256.json"
+    digests.unlink(missing_ok=True)
+
+    checksums = Checksums(workshop.blobs)
+    wait_until(digests.exists, "the digests")
+    checksums.stop()
+
+
+def pipe_of(runner: psutil.Process) -> Path:
+    """Give the runner's end of the pipe to its supervisor."""
+    folder = Path(f"/proc/{runner.pid}/fd")
+    while True:
+        for path in folder.iterdir():
+            if int(path.name) > 2 and os.readlink(path).startswith("pipe:"):
+                return path
+
+
+def test_a_runner_that_talks_nonsense_is_stopped_and_harms_no_later_job(workshop):
+    job_id = workshop.submit(workshop.large_model())
+    gone = []
+
+    def act(runner):
+        pipe = pipe_of(runner)
+        runner.suspend()
+        gone.append(runner)
+        with pipe.open("wb", buffering=0) as file:
+            file.write(b'[1, 2]\n{"progress": {}}\nnonsense\n')
+
+    workshop.while_running(job_id, act)
+
+    job = workshop.store.get(job_id)
+    assert (job.state, job.attempts[0].reason) == ("queued", "runner_died")
+    assert not gone[0].is_running()
+    assert workshop.run(workshop.small_model()).state == "succeeded"
+
+
+def test_a_cancel_that_comes_while_the_artifact_is_hashed_counts(workshop, monkeypatch):
+    def cancel_while_hashing(folder, about, check):
+        workshop.store.cancel(job_id)
+        return collect_artifact(folder, about, lambda: None)
+
+    monkeypatch.setattr("worker.supervisor.collect_artifact", cancel_while_hashing)
+    job_id = workshop.submit(workshop.small_model())
+
+    workshop.supervisor.run(job_id)
+
+    assert workshop.store.get(job_id).state == "cancelled"
+    assert workshop.blobs.artifact_folder(job_id) is None
+
+
+def test_a_worker_that_is_shut_down_while_it_hashes_gives_its_job_back(workshop, monkeypatch):
+    reading, writing = os.pipe()
+    workshop.supervisor._drain = reading
+
+    def drain_while_hashing(folder, about, check):
+        os.write(writing, b"!")
+        return collect_artifact(folder, about, check)
+
+    monkeypatch.setattr("worker.supervisor.collect_artifact", drain_while_hashing)
+    job = workshop.run(workshop.small_model())
+    os.close(reading)
+    os.close(writing)
+
+    assert (job.state, job.attempt, job.attempts[0].reason) == ("queued", 0, "drained")
+
+
+def test_a_stale_attempt_does_not_replace_the_report(workshop, monkeypatch):
+    def lose_while_hashing(folder, about, check):
+        workshop.store.redis.hset(f"modelpress:job:{job_id}", "token", 999)
+        workshop.blobs.write_report(job_id, {"of": "the other attempt"})
+        return collect_artifact(folder, about, lambda: None)
+
+    monkeypatch.setattr("worker.supervisor.collect_artifact", lose_while_hashing)
+    job_id = workshop.submit(workshop.small_model())
+
+    workshop.supervisor.run(job_id)
+
+    assert workshop.blobs.report(job_id) == {"of": "the other attempt"}
+
+
+def test_a_disk_that_is_full_fails_the_job_and_keeps_no_scratch(workshop, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("worker.supervisor.collect_artifact", fill)
+    job_id = workshop.submit(workshop.small_model())
+    scratch = []
+    release = workshop.store.release
+
+    def look_then_release(*args, **kwargs):
+        scratch.extend(workshop.blobs.job_folder(job_id).glob("work-*"))
+        return release(*args, **kwargs)
+
+    monkeypatch.setattr(workshop.store, "release", look_then_release)
+    workshop.supervisor.run(job_id)
+
+    assert workshop.store.get(job_id).attempts[0].reason == "storage_full"
+    assert scratch == []
+
+
+def test_a_ctrl_c_in_the_terminal_reaches_no_template(workshop):
+    assert os.getpgid(workshop.supervisor._template.pid) != os.getpgid(0)
 
 
 def test_the_device_is_chosen_without_torch():
