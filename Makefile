@@ -21,7 +21,7 @@ test: check
 	$(BIN)/python -m pytest
 
 test-fast: $(SETUP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 check: $(SETUP)
 	$(BIN)/ruff format --check .

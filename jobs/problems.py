@@ -46,6 +46,8 @@ CATALOGUE: dict[str, Kind] = {
     "model_in_use": Kind(409, "A job still needs the model", retryable=True),
     "length_required": Kind(411, "The upload does not say how long it is"),
     "too_large": Kind(413, "The body is larger than the limit"),
+    "address_too_long": Kind(414, "The address and its query are longer than the limit"),
+    "headers_too_large": Kind(431, "The request's headers are larger than the limit"),
     "unsupported_media_type": Kind(415, "The body is of a type that this address does not take"),
     "range_not_satisfiable": Kind(416, "The range lies outside the file"),
     "unsupported_format": Kind(415, "The model is in a format that is not accepted"),

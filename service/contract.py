@@ -14,7 +14,7 @@ BINARY = "application/octet-stream"
 ATTRIBUTE = "operation"
 
 #: What can go wrong at every address.
-COMMON_PROBLEMS = ("internal_error", "malformed_request")
+COMMON_PROBLEMS = ("internal_error", "malformed_request", "address_too_long", "headers_too_large")
 
 #: Request headers that routes understand.
 REQUEST_HEADERS: dict[str, str] = {

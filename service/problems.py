@@ -50,14 +50,27 @@ def answer(problem: Problem) -> Response:
     Returns:
         The response, with the request's id as `instance`.
     """
-    members = {**problem.to_dict(), "instance": f"urn:request:{g.request_id}"}
-    response = Response(json.dumps(members), status=problem.status, mimetype=PROBLEM_JSON)
+    body = document(problem, g.request_id)
+    response = Response(body, status=problem.status, mimetype=PROBLEM_JSON)
     if "size" in problem.extra:
         # RFC 9110: a 416 tells how long the file is.
         response.headers["Content-Range"] = f"bytes */{problem.extra['size']}"
     if problem.status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_SECONDS)
     return response
+
+
+def document(problem: Problem, request_id: str) -> str:
+    """Write a problem document.
+
+    Args:
+        problem: What went wrong.
+        request_id: The request's id, which the logs have too.
+
+    Returns:
+        JSON.
+    """
+    return json.dumps({**problem.to_dict(), "instance": f"urn:request:{request_id}"})
 
 
 def _from_http(error: HTTPException) -> Response:

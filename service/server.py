@@ -13,6 +13,7 @@ from jobs.logs import configure_logging
 from jobs.reaper import Reaper
 from jobs.settings import Settings
 from service.application import create_app
+from service.http_worker import MAX_HEADER_BYTES, MAX_HEADERS, MAX_LINE_BYTES, HttpWorker
 from service.parts import EXTENSION, Parts
 
 URL_NAME = "service.url"
@@ -54,7 +55,10 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
             "proc_name": "modelpress",
             # One process: threads wait for sockets and disks, and hashing leaves Python's lock.
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": HttpWorker,
+            "limit_request_line": MAX_LINE_BYTES,
+            "limit_request_fields": MAX_HEADERS,
+            "limit_request_field_size": MAX_HEADER_BYTES,
             "threads": settings.service_threads,
             "keepalive": _KEEPALIVE_SECONDS,
             "graceful_timeout": _GRACEFUL_SECONDS,

@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("script", "options", "rows"),
@@ -18,17 +20,15 @@ ROOT = Path(__file__).parents[2]
             ("--size", "1MB", "--rounds", "1"),
             {"transfer": ("`cp` + fsync", "POST /models, raw body", "the same, its middle half")},
         ),
-        pytest.param(
+        (
             "latency",
             ("--rounds", "1"),
             {"latency": ("POST /jobs, JSON: **total**", "… notice"), "polls": ()},
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             "memory",
             ("--size", "4MB", "--rounds", "1"),
             {"memory": ("`cp -r`", "quantize w8a16", "prune 50 %, quantize w8a16")},
-            marks=pytest.mark.slow,
         ),
     ],
 )

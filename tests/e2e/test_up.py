@@ -77,6 +77,7 @@ def test_a_killed_process_manager_leaves_no_process(run_up, tmp_path, wait_until
         assert stack.expected_status != 0
 
 
+@pytest.mark.slow
 def test_a_folder_with_an_odd_name_will_do(run_up, tmp_path, small_model):
     with run_up(tmp_path / "50% off%(x)s a%20b?x=1#y ünï") as stack:
         job = stack.wait(stack.submit(small_model, TUTORIAL)["id"])
@@ -84,6 +85,7 @@ def test_a_folder_with_an_odd_name_will_do(run_up, tmp_path, small_model):
     assert job["state"] == "succeeded", job["failure"]
 
 
+@pytest.mark.slow
 def test_a_start_waits_until_the_programs_of_a_killed_one_have_ended(run_up, tmp_path, small_model):
     with run_up(tmp_path) as first:
         job = first.wait(first.submit(small_model, TUTORIAL)["id"])

@@ -238,3 +238,31 @@ def test_what_a_dead_process_left_staged_is_swept(own_live, wait_until):
 
     wait_until(lambda: not staged.exists(), "the new worker to sweep")
     assert httpx.get(f"{own_live.url}/livez").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "code"),
+    [
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "address_too_long"),
+        (b"GET /livez HTTP/1.1\r\nX: " + b"a" * 9000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (b"GET /livez HTTP/1.1\r\n" + b"X: a\r\n" * 101 + b"\r\n", 431, "headers_too_large"),
+        (b"RUBBISH\r\n\r\n", 400, "malformed_request"),
+        (b"GET /livez HTTP/9.1\r\nHost: x\r\n\r\n", 400, "malformed_request"),
+        (b"POST /jobs HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, "malformed_request"),
+        (b"GET /livez HTTP/1.1\r\nExpect: more\r\n\r\n", 400, "malformed_request"),
+    ],
+)
+def test_what_is_no_request_gets_a_problem_too(live, request_bytes, status, code):
+    answer = exchange(live.port, request_bytes)
+    head, _, body = answer.partition(b"\r\n\r\n")
+
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"Content-Type: application/problem+json" in head
+    assert json.loads(body)["code"] == code
+
+
+def test_a_query_of_8000_bytes_is_read(live):
+    answer = httpx.get(f"{live.url}/jobs", params={"label": "a:" + "b" * 7900})
+
+    assert answer.status_code == 200
+    assert answer.json()["data"] == []
