@@ -1,4 +1,4 @@
-"""gunicorn's threaded worker, whose refusals of what is no HTTP request are problem documents too."""
+"""gunicorn's threaded worker, refusing what is no HTTP request with problem documents too."""
 
 import uuid
 from typing import Any

@@ -7,6 +7,7 @@ import sys
 
 import httpx
 import psutil
+import pytest
 
 TUTORIAL = """
 steps:

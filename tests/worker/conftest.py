@@ -83,10 +83,12 @@ class Workshop:
         seen: list[BaseException] = []
 
         def watch() -> None:
+            runner = self.runner()
             try:
-                act(self.runner())
+                act(runner)
             except BaseException as error:  # noqa: BLE001 - shown by the test itself
                 seen.append(error)
+                runner.kill()
 
         thread = threading.Thread(target=watch)
         thread.start()
