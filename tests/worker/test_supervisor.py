@@ -184,8 +184,8 @@ def test_a_job_taken_by_another_worker_is_let_go(workshop):
 
     def take_away(runner):
         runner.suspend()
-        outcome = "busy"
-        while outcome == "busy":
+        outcome = "held"
+        while outcome == "held":
             # The holder may renew between these two.
             workshop.store.redis.hset(f"modelpress:job:{job_id}", "lease_until_ms", 1)
             outcome = workshop.store.claim(job_id, "other").outcome
