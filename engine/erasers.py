@@ -4,7 +4,6 @@ Dimension key: C output channels, I inputs of one channel.
 """
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
@@ -30,14 +29,6 @@ class Eraser(Protocol):
             How many weights were chosen.
         """
         ...
-
-
-def pruned_count(sparsity: float, elements: int) -> int:
-    """Give the number of weights that a sparsity means: the nearest integer, ties to even.
-
-    The sparsity is taken as it is written, so 0.3 of 10 is 3 whatever 0.3 is in binary.
-    """
-    return round(Fraction(str(sparsity)) * elements)
 
 
 @dataclass

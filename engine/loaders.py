@@ -1,7 +1,7 @@
 """Which loaders of the ecosystem open the artifact, and what they make of it."""
 
-from engine.selection import Target
 from jobs.report import Loader
+from planning.selection import Target
 
 _LOAD_PY = (
     "load.py in the artifact gives a state dict of float tensors; needs torch and safetensors."

@@ -18,15 +18,15 @@ from engine.erasers import (
     Eraser,
     GroupEraser,
     ThresholdEraser,
-    pruned_count,
 )
 from engine.ledger import StepEntry
 from engine.magnitudes import keys_of, wide_keys_of
 from engine.progress import Progress, Ticker
-from engine.selection import Target
 from engine.source import Source
 from engine.thresholds import Threshold, find_threshold
 from jobs.recipe import PruneStep, Recipe
+from planning.matrices import pruned_count
+from planning.selection import Target
 
 
 class Pruning:

@@ -4,14 +4,10 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Literal
 
 from engine.ledger import StepEntry, TensorEntry
 from engine.loaders import loaders_of
 from engine.memory import MemoryMeter
-from engine.plan import Placement, ShardPlan
-from engine.selection import Selection
-from jobs.checkpoint import Checkpoint
 from jobs.recipe import Recipe
 from jobs.report import (
     ArtifactFacts,
@@ -23,14 +19,12 @@ from jobs.report import (
     TensorReport,
     TensorState,
 )
+from planning.layout import Placement
+from planning.plan import Plan
 
 
 def build_report(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    selection: Selection,
-    shards: Sequence[ShardPlan],
-    output_format: Literal["compressed-tensors", "safetensors"],
+    plan: Plan,
     entries: tuple[Sequence[StepEntry], Mapping[str, TensorEntry]],
     memory: tuple[MemoryMeter, DeviceMemory | None, int | None],
     seconds: float,
@@ -38,11 +32,7 @@ def build_report(
     """Put a job's measurements together.
 
     Args:
-        checkpoint: The model.
-        recipe: What was done.
-        selection: To which tensors.
-        shards: The files that were written.
-        output_format: What they are.
+        plan: What was done.
         entries: What was counted, by step and by tensor.
         memory: What was measured of the host's memory and of the device's, and the resident peak
             of the process that looked at the model's modules.
@@ -52,6 +42,7 @@ def build_report(
         The report.
     """
     steps, tensors = entries
+    checkpoint, shards, recipe = plan.checkpoint, plan.shards, plan.recipe
     model_bytes = sum(s.source.header.data_start + s.source.header.data_bytes for s in shards)
     artifact_bytes = sum(shard.nbytes for shard in shards)
     facts = checkpoint.facts()
@@ -64,7 +55,7 @@ def build_report(
             parameters_by_dtype=facts["parameters_by_dtype"],
         ),
         artifact=ArtifactFacts(
-            format=output_format, bytes=artifact_bytes, size_ratio=artifact_bytes / model_bytes
+            format=plan.output_format, bytes=artifact_bytes, size_ratio=artifact_bytes / model_bytes
         ),
         memory=_memory(*memory, recipe),
         steps=tuple(e.report(step) for e, step in zip(steps, recipe.steps, strict=True)),
@@ -74,10 +65,10 @@ def build_report(
             for placement in shard.placements
             if placement.target is not None
         ),
-        skipped=selection.skipped,
+        skipped=plan.selection.skipped,
         loaders=loaders_of(
-            list(selection.targets.values()),
-            output_format,
+            list(plan.selection.targets.values()),
+            plan.output_format,
             has_config=checkpoint.config is not None,
         ),
         speed=Speed(total_seconds=seconds, input_bytes_per_second=model_bytes / max(seconds, 1e-9)),

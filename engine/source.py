@@ -6,14 +6,15 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+from engine.blocks import read_block
 from engine.compilation import Bits
 from engine.kernels import Kernels
 from engine.magnitudes import first_non_finite, keys_of
-from engine.matrices import Block, Matrix, blocks, read_block
-from engine.selection import Target
 from engine.workbench import Workbench
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
+from planning.matrices import Block, Matrix, blocks
+from planning.selection import Target
 
 
 class Source:

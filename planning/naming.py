@@ -56,7 +56,7 @@ def kind_by_shape(tensor: TensorSpec, module: str) -> str:
         module: The name of its module.
 
     Returns:
-        A kind as in `engine.module_kinds`.
+        A kind as in `planning.module_kinds`.
     """
     last = module.rpartition(".")[2].lower()
     rank = len(tensor.shape)

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
-from engine.magnitudes import PATTERN_DTYPES
-from engine.matrices import Matrix
-from engine.module_kinds import ModuleKinds
-from engine.naming import (
+from jobs.checkpoint import Checkpoint
+from jobs.problems import Problem
+from jobs.safetensors_header import TensorSpec
+from planning.matrices import WEIGHT_DTYPES, Matrix
+from planning.module_kinds import ModuleKinds
+from planning.naming import (
     COMPRESSED_KINDS,
     is_head,
     is_quantized,
@@ -13,9 +15,6 @@ from engine.naming import (
     kind_by_shape,
     module_of,
 )
-from jobs.checkpoint import Checkpoint
-from jobs.problems import Problem
-from jobs.safetensors_header import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Candidate:
         module: Its module's name in the checkpoint.
         model_module: Its module's name in the model; None where there is no such module, or no
             model to ask.
-        kind: The module's kind, as in `engine.module_kinds`.
+        kind: The module's kind, as in `planning.module_kinds`.
         bias: The module's bias, where it has one.
         unsupported: Why no step can change it; None where some can.
         left_by_default: Why it is left alone unless an include pattern names it.
@@ -58,7 +57,7 @@ class Candidate:
     def matrices(self) -> tuple[Matrix, ...]:
         """The weight by output channel, and the bias where there is one."""
         weight = Matrix.of(self.weight, self.kind)
-        if self.bias is None or self.bias.dtype not in PATTERN_DTYPES or not self.bias.elements:
+        if self.bias is None or self.bias.dtype not in WEIGHT_DTYPES or not self.bias.elements:
             return (weight,)
         return weight, Matrix.of(self.bias, self.kind)
 
@@ -140,8 +139,8 @@ def _is_stored(name: str, stored: dict[str, TensorSpec], kinds: ModuleKinds) -> 
 
 
 def _unsupported(tensor: TensorSpec, kind: str) -> str | None:
-    if tensor.dtype not in PATTERN_DTYPES:
-        return f"Its dtype is {tensor.dtype}; {', '.join(PATTERN_DTYPES)} are compressed."
+    if tensor.dtype not in WEIGHT_DTYPES:
+        return f"Its dtype is {tensor.dtype}; {', '.join(sorted(WEIGHT_DTYPES))} are compressed."
     if tensor.elements == 0:
         return "It is empty."
     if kind == "Parameter":

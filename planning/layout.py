@@ -7,9 +7,9 @@ What an int8 weight becomes is the layout of compressed-tensors, of the formats 
 import math
 from dataclasses import dataclass
 
-from engine.selection import Selection, Target
 from jobs.checkpoint import Checkpoint, Shard
 from jobs.safetensors_header import DTYPE_BYTES, TensorSpec, encode_header
+from planning.selection import Selection, Target
 
 
 @dataclass(frozen=True)

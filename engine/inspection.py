@@ -14,13 +14,13 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.memory import own_peak_bytes
 from jobs.parent_death import end_with_parent
 from jobs.problems import Problem
+from planning.module_kinds import ModuleKinds
 
 _MEMORY_BYTES = 4 * 1024**3
 _SECONDS = 60
@@ -28,43 +28,6 @@ _MAX_LAYERS = 2048
 #: What a config could name to have code fetched or run, or its weights replaced.
 _UNTRUSTED_KEYS = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config")
 _LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers")
-
-
-@dataclass(frozen=True)
-class ModuleKinds:
-    """What a model's own code says about its modules.
-
-    Attributes:
-        kinds: Kind by module name: ``Linear``, ``Conv1D``, ``Conv2d``, ``ConvTranspose1d``,
-            ``Embedding`` and so on; the class name for every other module with parameters.
-        tied: Groups of parameter names that are one tensor.
-        head: Name of the output head, where the model has one.
-        prefix: What the base model's names start with inside the full model.
-        renamed: The model's own name of every tensor whose name in the checkpoint is another.
-        merged: Tensors, by their names in the checkpoint, that are turned into others while they
-            are loaded, as the weights of experts are stacked.
-        named_weights: Linear modules whose ``weight`` the model's initialization takes by name, so
-            it must have one even where all values are loaded.
-        peak_bytes: Resident peak of the process that looked.
-    """
-
-    kinds: dict[str, str]
-    tied: list[list[str]] = field(default_factory=list)
-    head: str | None = None
-    prefix: str = ""
-    renamed: dict[str, str] = field(default_factory=dict)
-    merged: frozenset[str] = frozenset()
-    named_weights: frozenset[str] = frozenset()
-    peak_bytes: int | None = None
-
-    def find(self, module: str) -> str | None:
-        """Give the model's own name of a checkpoint's module, with or without the prefix."""
-        module = self.renamed.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight")
-        prefix = f"{self.prefix}."
-        for name in (module, prefix + module, module.removeprefix(prefix)):
-            if name in self.kinds:
-                return name
-        return None
 
 
 def read_module_kinds(config: dict[str, Any], names: Iterable[str] = ()) -> ModuleKinds:
@@ -85,7 +48,7 @@ def read_module_kinds(config: dict[str, Any], names: Iterable[str] = ()) -> Modu
     _refuse_absurd_sizes(config)
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "engine.module_kinds"],
+            [sys.executable, "-m", "engine.inspection"],
             input=json.dumps({"config": config, "names": sorted(names)}).encode(),
             capture_output=True,
             timeout=_SECONDS,

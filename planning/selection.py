@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from engine.candidates import Candidate, find_candidates
-from engine.erasers import pruned_count
-from engine.groups import leave_split_groups, refuse_float_merges
-from engine.matrices import Matrix
-from engine.module_kinds import ModuleKinds
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
 from jobs.recipe import PruneStep, QuantizeStep, Recipe
 from jobs.report import Skipped
 from jobs.safetensors_header import DTYPE_BYTES
+from planning.candidates import Candidate, find_candidates
+from planning.groups import leave_split_groups, refuse_float_merges
+from planning.matrices import Matrix, pruned_count
+from planning.module_kinds import ModuleKinds
 
 
 @dataclass(frozen=True)

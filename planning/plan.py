@@ -1,0 +1,119 @@
+"""What a recipe will do to a checkpoint, decided before a byte of a weight is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jobs.checkpoint import INDEX_NAME, Checkpoint
+from jobs.problems import Problem
+from jobs.recipe import Recipe
+from planning.layout import ShardPlan, plan_shards
+from planning.module_kinds import ModuleKinds
+from planning.selection import Selection, select
+from planning.side_files import find_side_files
+from planning.texts import config_text, index_text, loader_text
+
+OutputFormat = Literal["compressed-tensors", "safetensors"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided about a job.
+
+    Attributes:
+        checkpoint: The model.
+        recipe: What to do.
+        output_format: What the artifact is.
+        selection: Which step touches which tensor.
+        shards: The files of tensors, laid out to the byte.
+        texts: Text files by their name.
+        side_files: Files that are copied unchanged, relative to the model's folder.
+        artifact_bytes: Size of all of that; the manifest, written after it, is not counted.
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    output_format: OutputFormat
+    selection: Selection
+    shards: tuple[ShardPlan, ...]
+    texts: dict[str, str]
+    side_files: tuple[Path, ...]
+    artifact_bytes: int
+
+
+def make_plan(checkpoint: Checkpoint, kinds: ModuleKinds | None, recipe: Recipe) -> Plan:
+    """Decide everything about a job.
+
+    Args:
+        checkpoint: The model.
+        kinds: What its own code says about its modules; None where it has no config.
+        recipe: What to do.
+
+    Returns:
+        The plan. Equal headers, configs and recipes give equal plans.
+
+    Raises:
+        Problem: The checkpoint is already quantized, nothing would change, the output format cannot
+            hold the result, or it is larger than the disk budget.
+    """
+    output_format = _output_format(checkpoint, recipe)
+    selection = select(checkpoint, kinds, recipe, output_format)
+    shards = plan_shards(checkpoint, selection)
+    texts = _texts(checkpoint, kinds, selection, shards, output_format)
+    side_files = tuple(find_side_files(checkpoint.folder))
+    nbytes = (
+        sum(shard.nbytes for shard in shards)
+        + sum(len(text.encode()) for text in texts.values())
+        + sum((checkpoint.folder / path).stat().st_size for path in side_files)
+    )
+    _check_disk_budget(recipe, nbytes)
+    return Plan(checkpoint, recipe, output_format, selection, shards, texts, side_files, nbytes)
+
+
+def _output_format(checkpoint: Checkpoint, recipe: Recipe) -> OutputFormat:
+    is_quantized = any(step.op == "quantize" for step in recipe.steps)
+    wanted = recipe.output.format
+    if wanted == "auto":
+        has_config = checkpoint.config is not None
+        return "compressed-tensors" if has_config and is_quantized else "safetensors"
+    if wanted == "compressed-tensors" and checkpoint.config is None:
+        raise Problem(
+            "output_unsupported",
+            "compressed-tensors is for transformers folders, and there is no config.json. Leave "
+            "output.format out: safetensors with a load.py fits this model.",
+        )
+    if wanted == "compressed-tensors" and not is_quantized:
+        raise Problem(
+            "output_unsupported",
+            "compressed-tensors holds quantized models, and the recipe has no quantize step. Leave "
+            "output.format out: the pruned folder opens as before.",
+        )
+    return wanted
+
+
+def _texts(
+    checkpoint: Checkpoint,
+    kinds: ModuleKinds | None,
+    selection: Selection,
+    shards: tuple[ShardPlan, ...],
+    output_format: OutputFormat,
+) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    if (checkpoint.folder / INDEX_NAME).exists():
+        texts[INDEX_NAME] = index_text(shards)
+    if kinds is not None:
+        texts["config.json"] = config_text(checkpoint, kinds, selection, output_format)
+    is_quantized = any(target.scheme for target in selection.targets.values())
+    if output_format == "safetensors" and (is_quantized or kinds is None):
+        texts["load.py"] = loader_text()
+    return texts
+
+
+def _check_disk_budget(recipe: Recipe, nbytes: int) -> None:
+    budget = recipe.budget.disk
+    if budget is not None and nbytes > budget:
+        raise Problem(
+            "disk_budget_exceeded",
+            f"The artifact will have {nbytes} bytes; budget.disk is {budget}.",
+            extra={"artifact_bytes": nbytes, "budget_bytes": budget},
+        )
