@@ -109,9 +109,16 @@ def _place(source: TensorSpec, target: Target | None) -> Placement:
             "weight": TensorSpec(f"{source.name}_packed", "I32", (rows, packed_columns), 0),
             "shape": TensorSpec(f"{source.name}_shape", "I64", (len(source.shape),), 0),
         }
-    channels = target.matrix.channels
-    ones = (1,) * (scale_rank - 1)
-    scale_shape = (*ones, channels) if target.matrix.is_transposed else (channels, *ones)
-    outputs["scale"] = TensorSpec(f"{source.name}_scale", source.dtype, scale_shape, 0)
+    outputs["scale"] = TensorSpec(
+        f"{source.name}_scale", source.dtype, _scale_shape(target, scale_rank), 0
+    )
     row_bytes = columns if target.scheme == "w8a8" else 4 * packed_columns
     return Placement(source, target, outputs, row_bytes)
+
+
+def _scale_shape(target: Target, rank: int) -> tuple[int, ...]:
+    matrix = target.matrix
+    if target.group_size is not None:
+        return (matrix.channels, matrix.inputs // target.group_size)
+    ones = (1,) * (rank - 1)
+    return (*ones, matrix.channels) if matrix.is_transposed else (matrix.channels, *ones)

@@ -41,7 +41,10 @@ def _read(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def unpack(packed: torch.Tensor, shape: list[int], scale: torch.Tensor) -> torch.Tensor:
     """Take four int8 values, each stored as value + 128, out of every int32; low byte first."""
     values = packed.view(torch.uint8)[:, : math.prod(shape[1:])].bitwise_xor(128).view(torch.int8)
-    return (values.to(scale.dtype) * scale).reshape(shape)
+    if len(scale) != len(values):  # A Conv1D's channels are its columns.
+        return values.to(scale.dtype) * scale
+    grouped = values.reshape(*scale.shape, -1).to(scale.dtype)
+    return (grouped * scale[..., None]).reshape(shape)
 
 
 def _belongs_to_int8(name: str, names: set[str], file: Any) -> bool:  # noqa: ANN401 - it has no type

@@ -24,7 +24,9 @@ class Target:
         model_module: Its module's name in the model; equal where there is no model to ask.
         prune_steps: Which steps of the recipe prune it, in order.
         scheme: How it is quantized; None leaves it float.
-        whole_channels: Whether some step needs all inputs of a channel at once.
+        group_size: How many inputs share a scale; None gives every channel one.
+        groups: How many consecutive inputs each N:M step prunes together.
+        whole_channels: Whether some step needs to know all inputs of a channel.
     """
 
     matrix: Matrix
@@ -32,6 +34,8 @@ class Target:
     model_module: str
     prune_steps: tuple[int, ...]
     scheme: str | None
+    group_size: int | None
+    groups: tuple[int, ...]
     whole_channels: bool
 
     @property
@@ -83,12 +87,12 @@ def select(
     candidates = find_candidates(checkpoint, kinds)
     skipped: list[Skipped] = []
     pruned: dict[str, list[int]] = {}
-    scheme: str | None = None
+    rounding: QuantizeStep | None = None
     quantized: set[str] = set()
     for index, step in enumerate(recipe.steps):
         reasons = {c.weight.name: _reason(c, step, output_format) for c in candidates}
         if isinstance(step, QuantizeStep):
-            scheme = step.scheme
+            rounding = step
             if output_format == "compressed-tensors":
                 leave_split_groups(candidates, reasons)
                 refuse_float_merges(candidates, reasons)
@@ -106,7 +110,7 @@ def select(
             candidate,
             matrix,
             tuple(pruned.get(matrix.tensor.name, ())),
-            scheme if matrix.tensor.name in quantized else None,
+            rounding if matrix.tensor.name in quantized else None,
             recipe,
         )
         for candidate in candidates
@@ -126,22 +130,20 @@ def _target(
     candidate: Candidate,
     matrix: Matrix,
     prune_steps: tuple[int, ...],
-    scheme: str | None,
+    rounding: QuantizeStep | None,
     recipe: Recipe,
 ) -> Target:
-    steps = [recipe.steps[index] for index in prune_steps]
+    steps = [step for i in prune_steps if isinstance(step := recipe.steps[i], PruneStep)]
     return Target(
         matrix,
         candidate.module,
         candidate.model_module or candidate.module,
         prune_steps,
-        scheme,
-        whole_channels=scheme is not None
-        or any(
-            isinstance(step, PruneStep)
-            and (step.structure != "unstructured" or step.scope == "row")
-            for step in steps
-        ),
+        rounding.scheme if rounding else None,
+        rounding.group_size if rounding else None,
+        groups=tuple(int(s.structure[-1]) for s in steps if s.structure != "unstructured"),
+        whole_channels=rounding is not None
+        or any(s.structure == "unstructured" and s.scope == "row" for s in steps),
     )
 
 
@@ -171,7 +173,7 @@ def _reason(candidate: Candidate, step: PruneStep | QuantizeStep, output: str) -
     if candidate.unsupported is not None:
         return candidate.unsupported
     against = (
-        _reason_against_quantizing(candidate, step.scheme, output)
+        _reason_against_quantizing(candidate, step, output)
         if isinstance(step, QuantizeStep)
         else _reason_against_pruning(candidate, step)
     )
@@ -180,12 +182,28 @@ def _reason(candidate: Candidate, step: PruneStep | QuantizeStep, output: str) -
     return against
 
 
-def _reason_against_quantizing(candidate: Candidate, scheme: str, output: str) -> str | None:
+def _reason_against_quantizing(
+    candidate: Candidate, step: QuantizeStep, output: str
+) -> str | None:
     if candidate.tied_to is not None:
         return f"It is tied to {candidate.tied_to}, and tied weights stay float."
     if candidate.kind == "Embedding":
         return "Embeddings are looked up by row and stay float."
-    return _reason_against_packing(candidate, scheme) if output == "compressed-tensors" else None
+    against = _reason_against_grouping(candidate, step.group_size)
+    if against is None and output == "compressed-tensors":
+        return _reason_against_packing(candidate, step.scheme)
+    return against
+
+
+def _reason_against_grouping(candidate: Candidate, group_size: int | None) -> str | None:
+    matrix = candidate.matrices[0]
+    if group_size is None:
+        return None
+    if matrix.is_transposed:
+        return f"Groups of {group_size} inputs lie across the rows of a {candidate.kind}."
+    if matrix.inputs % group_size:
+        return f"Its {matrix.inputs} inputs are not divisible into groups of {group_size}."
+    return None
 
 
 def _reason_against_packing(candidate: Candidate, scheme: str) -> str | None:

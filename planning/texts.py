@@ -7,7 +7,7 @@ from typing import Any
 from jobs.checkpoint import Checkpoint
 from planning.layout import ShardPlan
 from planning.module_kinds import ModuleKinds
-from planning.selection import Selection
+from planning.selection import Selection, Target
 
 _LOADER = Path(__file__).with_name("load_template.py")
 _FORMATS = {"w8a16": "pack-quantized", "w8a8": "int-quantized"}
@@ -38,14 +38,14 @@ def config_text(
         The model's own members, without ``auto_map``, which would name code to run.
     """
     config = {key: v for key, v in (checkpoint.config or {}).items() if key != "auto_map"}
-    schemes = {t.model_module: t.scheme for t in selection.targets.values() if t.scheme}
+    quantized = {t.model_module: t for t in selection.targets.values() if t.scheme}
     if output_format == "compressed-tensors":
         linears = [name for name, kind in kinds.kinds.items() if kind == "Linear"]
-        left = [name for name in linears if name not in schemes]
+        left = [name for name in linears if name not in quantized]
         # AutoModel opens the base model alone, whose modules have no prefix.
         base = f"{kinds.prefix}."
         left += [name.removeprefix(base) for name in left if name.startswith(base)]
-        config["quantization_config"] = _quantization_config(next(iter(schemes.values())), left)
+        config["quantization_config"] = _quantization_config(next(iter(quantized.values())), left)
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -54,8 +54,9 @@ def loader_text() -> str:
     return _LOADER.read_text(encoding="utf-8")
 
 
-def _quantization_config(scheme: str, ignore: list[str]) -> dict[str, Any]:
+def _quantization_config(target: Target, ignore: list[str]) -> dict[str, Any]:
     """Give the members that compressed-tensors reads; it refuses any other."""
+    scheme = target.scheme or ""
     numbers: dict[str, Any] = {
         "actorder": None,
         "block_structure": None,
@@ -65,7 +66,13 @@ def _quantization_config(scheme: str, ignore: list[str]) -> dict[str, Any]:
         "symmetric": True,
         "type": "int",
     }
-    weights = {**numbers, "dynamic": False, "observer": "minmax", "strategy": "channel"}
+    weights = {
+        **numbers,
+        "dynamic": False,
+        "group_size": target.group_size,
+        "observer": "minmax",
+        "strategy": "channel" if target.group_size is None else "group",
+    }
     per_token = {**numbers, "dynamic": True, "observer": None, "strategy": "token"}
     return {
         "config_groups": {
