@@ -1,10 +1,10 @@
 """Which kind of module every weight of a transformers model belongs to.
 
 The names in a checkpoint do not tell a Linear [out, in] from GPT-2's Conv1D [in, out], nor which
-weights are tied. The model does, so it is built from its config on the meta device, which holds
-shapes but no values. That needs torch and transformers, and trusts neither to be small nor the
-config to be harmless, so it happens in a process of its own, with limits and without the network;
-this module imports neither of them until it is that process.
+weights are tied. The model does. Where `planning.architectures` does not know it, it is built from
+its config on the meta device, which holds shapes but no values. That needs torch and transformers,
+and trusts neither to be small nor the config to be harmless, so it happens in a process of its own,
+with limits and without the network; this module imports neither of them until it is that process.
 """
 
 import contextlib
@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.memory import own_peak_bytes
+from jobs.checkpoint import Checkpoint
 from jobs.parent_death import end_with_parent
 from jobs.problems import Problem
+from planning.architectures import known_kinds
 from planning.module_kinds import ModuleKinds
 
 _MEMORY_BYTES = 4 * 1024**3
@@ -28,6 +30,23 @@ _MAX_LAYERS = 2048
 #: What a config could name to have code fetched or run, or its weights replaced.
 _UNTRUSTED_KEYS = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config")
 _LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers")
+
+
+def find_module_kinds(checkpoint: Checkpoint) -> ModuleKinds | None:
+    """Say what a checkpoint's model is made of, by the table where it knows, else by the model.
+
+    Args:
+        checkpoint: The model.
+
+    Returns:
+        What its own code says; None where it has no config.
+
+    Raises:
+        Problem: As `read_module_kinds`.
+    """
+    if checkpoint.config is None:
+        return None
+    return known_kinds(checkpoint) or read_module_kinds(checkpoint.config, checkpoint.tensors)
 
 
 def read_module_kinds(config: dict[str, Any], names: Iterable[str] = ()) -> ModuleKinds:
@@ -107,6 +126,19 @@ def _describe(config: dict[str, Any], names: list[str]) -> dict[str, Any]:
     members = {key: value for key, value in config.items() if key not in _UNTRUSTED_KEYS}
     with torch.device("meta"):
         model = model_class(CONFIG_MAPPING[config["model_type"]].from_dict(members))
+    return {**describe(model, names), "peak_bytes": own_peak_bytes()}
+
+
+def describe(model: Any, names: list[str]) -> dict[str, Any]:  # noqa: ANN401 - transformers' own
+    """Say of a model what `planning.module_kinds.ModuleKinds` holds.
+
+    Args:
+        model: A model of transformers, its weights on the meta device.
+        names: The names of a checkpoint's tensors.
+
+    Returns:
+        The members but the peak; sets as lists, as JSON has them.
+    """
     model.tie_weights()
     head = model.get_output_embeddings()
     shared: dict[int, list[str]] = {}
@@ -115,7 +147,7 @@ def _describe(config: dict[str, Any], names: list[str]) -> dict[str, Any]:
     kinds = {
         name: _kind(module)
         for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
+        if getattr(module._parameters.get("weight"), "ndim", 0) > 1  # noqa: SLF001
     }
     renamed, merged = _follow_names(model, names)
     return {
@@ -128,7 +160,6 @@ def _describe(config: dict[str, Any], names: list[str]) -> dict[str, Any]:
         "named_weights": _named_weights(
             model, [n for n, kind in kinds.items() if kind == "Linear"]
         ),
-        "peak_bytes": own_peak_bytes(),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from engine.inspection import read_module_kinds
+from engine.inspection import find_module_kinds
 from engine.kernels import kernels_for
 from engine.ledger import StepEntry
 from engine.memory import MemoryMeter
@@ -63,8 +63,7 @@ def compress(
     with MemoryMeter() as meter:
         inspection = Ticker(on_progress, Progress("inspect", 1, steps, 0, 1, "tensors"))
         checkpoint = open_checkpoint(model_folder)
-        config, names = checkpoint.config, checkpoint.tensors
-        kinds = None if config is None else read_module_kinds(config, names)
+        kinds = find_module_kinds(checkpoint)
         plan = make_plan(checkpoint, kinds, recipe)
         inspection.advance(1)
         kernels = kernels_for(device)

@@ -19,6 +19,7 @@ from jobs.report import (
     TensorReport,
     TensorState,
 )
+from planning.architectures import table_version
 from planning.layout import Placement
 from planning.plan import Plan
 
@@ -72,11 +73,20 @@ def build_report(
             has_config=checkpoint.config is not None,
         ),
         speed=Speed(total_seconds=seconds, input_bytes_per_second=model_bytes / max(seconds, 1e-9)),
-        versions={
-            **{name: version(name) for name in ("modelpress", "numpy", "numba")},
-            "python": platform.python_version(),
-        },
+        versions=_versions(has_config=checkpoint.config is not None, inspection=memory[2]),
     )
+
+
+def _versions(*, has_config: bool, inspection: int | None) -> dict[str, str]:
+    versions = {name: version(name) for name in ("modelpress", "numpy", "numba")}
+    versions["python"] = platform.python_version()
+    if has_config:
+        # Who said which module is which: the table, or the model's own code.
+        is_table = inspection is None
+        versions["transformers"] = (
+            f"{table_version()} (table)" if is_table else version("transformers")
+        )
+    return versions
 
 
 def _memory(

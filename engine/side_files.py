@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def copy_side_files(source: Path, target: Path, files: Iterable[Path]) -> None:
+def copy_side_files(source: Path, target: Path, files: Iterable[str]) -> None:
     """Copy files, making the folders they need."""
     for relative in files:
         place = target / relative

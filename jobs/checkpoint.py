@@ -6,8 +6,8 @@ folder (either of those with a ``config.json``).
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -43,11 +43,13 @@ class Checkpoint:
         folder: Where its files lie.
         shards: Its safetensors files, in the order of their names.
         config: The members of ``config.json``, or None where there is none.
+        others: Size of every other file, by its path relative to the folder.
     """
 
     folder: Path
     shards: tuple[Shard, ...]
     config: dict[str, Any] | None
+    others: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def format(self) -> CheckpointFormat:
@@ -101,26 +103,63 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             disagree, or a JSON file is damaged.
     """
     paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
+    checkpoint = assemble(
+        tuple(Shard(path.name, _read(path)) for path in paths),
+        _read_json(folder / "config.json", "invalid_config"),
+        _other_files(folder, {path.name for path in paths}),
+        folder,
+    )
+    index = _read_json(folder / INDEX_NAME, "invalid_checkpoint")
+    if index is not None:
+        _check_index(index, checkpoint.shards)
+    elif len(paths) > 1:
+        raise Problem(
+            "invalid_checkpoint",
+            f"There are {len(paths)} .safetensors files but no {INDEX_NAME}, which says that they "
+            "belong together.",
+        )
+    return checkpoint
+
+
+def assemble(
+    shards: tuple[Shard, ...],
+    config: dict[str, Any] | None,
+    others: Mapping[str, int],
+    folder: Path,
+) -> Checkpoint:
+    """Check that shards make one checkpoint.
+
+    Args:
+        shards: The safetensors files, in the order of their names.
+        config: The members of ``config.json``, or None where there is none.
+        others: Size of every other file.
+        folder: Where all of them lie.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        Problem: There is no shard or no tensor, or a tensor stands in two shards.
+    """
+    if not shards:
         raise Problem(
             "invalid_checkpoint",
             "There is no .safetensors file. Put the shards at the top of the archive, or convert a "
             "state dict with safetensors.torch.save_file.",
         )
-    shards = tuple(Shard(path.name, _read(path)) for path in paths)
     _refuse_shared_names(shards)
-    index = _read_json(folder / INDEX_NAME, "invalid_checkpoint")
-    if index is not None:
-        _check_index(index, shards)
-    elif len(shards) > 1:
-        raise Problem(
-            "invalid_checkpoint",
-            f"There are {len(shards)} .safetensors files but no {INDEX_NAME}, which says that they "
-            "belong together.",
-        )
     if not any(shard.header.tensors for shard in shards):
         raise Problem("invalid_checkpoint", "The checkpoint holds no tensor.")
-    return Checkpoint(folder, shards, _read_json(folder / "config.json", "invalid_config"))
+    return Checkpoint(folder, shards, config, others)
+
+
+def _other_files(folder: Path, names: set[str]) -> dict[str, int]:
+    files = ((path, str(path.relative_to(folder))) for path in sorted(folder.rglob("*")))
+    return {
+        name: path.stat().st_size
+        for path, name in files
+        if name not in names and path.is_file() and not path.is_symlink()
+    }
 
 
 def _read(path: Path) -> Header:

@@ -59,7 +59,7 @@ class Memory(_Value):
     inspection_peak_bytes: Bytes | None = Field(
         None,
         description="Resident peak of the short process that asked transformers which module is "
-        "which; it ends before the model is read. None where there was none.",
+        "which; it ends before the model is read. None where the table of architectures told.",
     )
     measured_peak_bytes: Bytes = Field(
         description="The most that the job's processes held together: the larger of the runner's "
@@ -145,4 +145,7 @@ class Report(_Value):
     skipped: tuple[Skipped, ...]
     loaders: dict[str, Loader]
     speed: Speed
-    versions: dict[str, str]
+    versions: dict[str, str] = Field(
+        description="What the job ran with; transformers only where it has a config, with "
+        "`(table)` where the table of architectures made from it was enough."
+    )

@@ -12,6 +12,7 @@ from planning.naming import (
     is_head,
     is_quantized,
     is_router,
+    is_weight,
     kind_by_shape,
     module_of,
 )
@@ -80,13 +81,8 @@ def find_candidates(checkpoint: Checkpoint, kinds: ModuleKinds | None) -> list[C
     return [
         _candidate(tensor, checkpoint, known)
         for tensor in checkpoint.tensors.values()
-        if _is_weight(tensor)
+        if is_weight(tensor)
     ]
-
-
-def _is_weight(tensor: TensorSpec) -> bool:
-    is_number = tensor.dtype.startswith(("F", "BF"))
-    return is_number and len(tensor.shape) > 1 and not tensor.name.endswith("bias")
 
 
 def _refuse_quantized(checkpoint: Checkpoint) -> None:

@@ -8,8 +8,8 @@ class ModuleKinds:
     """What a model's own code says about its modules.
 
     Attributes:
-        kinds: Kind by module name: ``Linear``, ``Conv1D``, ``Conv2d``, ``ConvTranspose1d``,
-            ``Embedding`` and so on; the class name for every other module with parameters.
+        kinds: Kind by module name, of every module whose weight has two or more dimensions, in the
+            model's order: ``Linear``, ``Embedding``, or the name of its class, such as ``Conv1D``.
         tied: Groups of parameter names that are one tensor.
         head: Name of the output head, where the model has one.
         prefix: What the base model's names start with inside the full model.
@@ -18,7 +18,7 @@ class ModuleKinds:
             are loaded, as the weights of experts are stacked.
         named_weights: Linear modules whose ``weight`` the model's initialization takes by name, so
             it must have one even where all values are loaded.
-        peak_bytes: Resident peak of the process that looked.
+        peak_bytes: Resident peak of the process that looked; None where the table was asked.
     """
 
     kinds: dict[str, str]
@@ -33,8 +33,9 @@ class ModuleKinds:
     def find(self, module: str) -> str | None:
         """Give the model's own name of a checkpoint's module, with or without the prefix."""
         module = self.renamed.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight")
+        return next((name for name in self.spellings(module) if name in self.kinds), None)
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """Give the names that a module or tensor may have in the model, the likeliest first."""
         prefix = f"{self.prefix}."
-        for name in (module, prefix + module, module.removeprefix(prefix)):
-            if name in self.kinds:
-                return name
-        return None
+        return name, prefix + name, name.removeprefix(prefix)

@@ -73,6 +73,12 @@ def kind_by_shape(tensor: TensorSpec, module: str) -> str:
     return convolution
 
 
+def is_weight(tensor: TensorSpec) -> bool:
+    """Whether a tensor could be a weight that steps change: floats of two or more dimensions."""
+    is_float = tensor.dtype.startswith(("F", "BF"))
+    return is_float and len(tensor.shape) > 1 and not tensor.name.endswith("bias")
+
+
 def is_head(module: str) -> bool:
     """Whether a name is that of a model's output head."""
     return module.rpartition(".")[2] in _HEADS or module == "output"

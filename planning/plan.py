@@ -1,7 +1,6 @@
 """What a recipe will do to a checkpoint, decided before a byte of a weight is read."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from jobs.checkpoint import INDEX_NAME, Checkpoint
@@ -37,7 +36,7 @@ class Plan:
     selection: Selection
     shards: tuple[ShardPlan, ...]
     texts: dict[str, str]
-    side_files: tuple[Path, ...]
+    side_files: tuple[str, ...]
     artifact_bytes: int
 
 
@@ -60,11 +59,11 @@ def make_plan(checkpoint: Checkpoint, kinds: ModuleKinds | None, recipe: Recipe)
     selection = select(checkpoint, kinds, recipe, output_format)
     shards = plan_shards(checkpoint, selection)
     texts = _texts(checkpoint, kinds, selection, shards, output_format)
-    side_files = tuple(find_side_files(checkpoint.folder))
+    side_files = tuple(find_side_files(checkpoint.others))
     nbytes = (
         sum(shard.nbytes for shard in shards)
         + sum(len(text.encode()) for text in texts.values())
-        + sum((checkpoint.folder / path).stat().st_size for path in side_files)
+        + sum(checkpoint.others[name] for name in side_files)
     )
     _check_disk_budget(recipe, nbytes)
     return Plan(checkpoint, recipe, output_format, selection, shards, texts, side_files, nbytes)
@@ -99,7 +98,7 @@ def _texts(
     output_format: OutputFormat,
 ) -> dict[str, str]:
     texts: dict[str, str] = {}
-    if (checkpoint.folder / INDEX_NAME).exists():
+    if len(shards) > 1 or INDEX_NAME in checkpoint.others:
         texts[INDEX_NAME] = index_text(shards)
     if kinds is not None:
         texts["config.json"] = config_text(checkpoint, kinds, selection, output_format)

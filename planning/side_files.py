@@ -1,8 +1,8 @@
 """Which files beside the weights go into the artifact as they are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from jobs.checkpoint import INDEX_NAME
 
@@ -23,26 +23,22 @@ _CODE_AND_PICKLES = ("*.py", "*.pyc", "*.pkl", "*.pickle", "*.pt", "*.pth", "*.b
 _OURS = frozenset({"config.json", INDEX_NAME, "manifest.json"})
 
 
-def find_side_files(folder: Path) -> Iterator[Path]:
-    """Yield the files that are copied unchanged, relative to the folder, in a fixed order.
+def find_side_files(names: Iterable[str]) -> Iterator[str]:
+    """Yield the files that are copied unchanged, in their order.
 
     Args:
-        folder: The model.
+        names: Files beside the checkpoint's own, relative to its folder.
 
     Yields:
         Tokenizer, text and JSON files, those of sub-folders included. Weights of sub-folders are
         copied too, where they are safetensors: parts of a pipeline that this job leaves alone.
     """
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        is_hidden = any(part.startswith(".") for part in relative.parts)
-        if is_hidden or path.is_symlink() or not path.is_file() or str(relative) in _OURS:
+    for name in names:
+        *folders, last = PurePosixPath(name).parts
+        is_hidden = any(part.startswith(".") for part in (*folders, last))
+        is_unsafe = any(fnmatchcase(last, pattern) for pattern in _CODE_AND_PICKLES)
+        if is_hidden or is_unsafe or name in _OURS or last.endswith(".bin.index.json"):
             continue
-        name = path.name
-        if any(fnmatchcase(name, pattern) for pattern in _CODE_AND_PICKLES):
-            continue
-        if name.endswith(".bin.index.json"):
-            continue
-        is_nested_weight = len(relative.parts) > 1 and name.endswith(".safetensors")
-        if is_nested_weight or any(fnmatchcase(name, pattern) for pattern in _SIDE_FILES):
-            yield relative
+        is_nested_weight = bool(folders) and last.endswith(".safetensors")
+        if is_nested_weight or any(fnmatchcase(last, pattern) for pattern in _SIDE_FILES):
+            yield name
