@@ -11,7 +11,7 @@ the JSON are relative to the data's first byte.
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,19 +162,41 @@ def parse_header(raw: bytes, data_bytes: int) -> Header:
         members = json.loads(raw, object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
         raise Problem("invalid_header", f"The header is not JSON: {error}.") from error
+    header = check_members(members, 8 + len(raw))
+    if header.data_bytes != data_bytes:
+        _check_layout(header.tensors, data_bytes)
+    return header
+
+
+def check_members(members: object, data_start: int | None = None) -> Header:
+    """Check a header that was already read from JSON, apart from its file.
+
+    Args:
+        members: The members of the JSON header.
+        data_start: Where in the file the data's first byte lies; by default behind a header of
+            these members without spaces.
+
+    Returns:
+        The header, its tensors in the order of their bytes.
+
+    Raises:
+        Problem: It describes no file in which every byte belongs to exactly one tensor.
+    """
     if not isinstance(members, dict):
         raise Problem("invalid_header", "The header is not a JSON object.")
-    metadata = _check_metadata(members.pop("__metadata__", {}))
-    if len(members) > MAX_TENSORS:
+    entries = {name: entry for name, entry in members.items() if name != "__metadata__"}
+    metadata = _check_metadata(members.get("__metadata__", {}))
+    if len(entries) > MAX_TENSORS:
         raise Problem(
             "invalid_header",
-            f"The header names {len(members)} tensors; the limit is {MAX_TENSORS}.",
+            f"The header names {len(entries)} tensors; the limit is {MAX_TENSORS}.",
         )
-    tensors = [_parse_tensor(name, entry) for name, entry in members.items()]
+    tensors = [_parse_tensor(name, entry) for name, entry in entries.items()]
     # Empty tensors share an offset with their successor: the smaller one goes first.
     tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
-    _check_layout(tensors, data_bytes)
-    return Header(tuple(tensors), metadata, 8 + len(raw))
+    _check_layout(tensors, sum(tensor.nbytes for tensor in tensors))
+    start = data_start or len(encode_header(tensors, metadata))
+    return Header(tuple(tensors), metadata, start)
 
 
 def encode_header(tensors: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:
@@ -247,7 +269,7 @@ def _invalid(name: str, reason: str) -> Problem:
     return Problem("invalid_tensor", detail, errors=[Detail(pointer, "invalid_tensor", detail)])
 
 
-def _check_layout(tensors: list[TensorSpec], data_bytes: int) -> None:
+def _check_layout(tensors: Sequence[TensorSpec], data_bytes: int) -> None:
     end = 0
     previous = "the header"
     for tensor in tensors:

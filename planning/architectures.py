@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from jobs.checkpoint import Checkpoint
 from planning.module_kinds import ModuleKinds
-from planning.naming import is_weight
+from planning.naming import is_weight, kind_by_shape, module_of
 
 Value = TypeVar("Value")
 
@@ -100,6 +100,12 @@ def known_kinds(checkpoint: Checkpoint) -> ModuleKinds | None:
     if known is None or kinds is None or not _fits(checkpoint, known.weights(config), kinds):
         return None
     return kinds
+
+
+def guess_kinds(checkpoint: Checkpoint) -> ModuleKinds:
+    """Guess a checkpoint's modules by names and shapes, as its model's own code might say."""
+    weights = {module_of(t.name): t for t in checkpoint.tensors.values() if is_weight(t)}
+    return ModuleKinds({m: kind_by_shape(t, m) for m, t in weights.items() if m is not None})
 
 
 def table_version() -> str:

@@ -52,8 +52,8 @@ def make_plan(checkpoint: Checkpoint, kinds: ModuleKinds | None, recipe: Recipe)
         The plan. Equal headers, configs and recipes give equal plans.
 
     Raises:
-        Problem: The checkpoint is already quantized, nothing would change, the output format cannot
-            hold the result, or it is larger than the disk budget.
+        Problem: The checkpoint is already quantized, nothing would change, or the output format
+            cannot hold the result.
     """
     output_format = _output_format(checkpoint, recipe)
     selection = select(checkpoint, kinds, recipe, output_format)
@@ -65,7 +65,6 @@ def make_plan(checkpoint: Checkpoint, kinds: ModuleKinds | None, recipe: Recipe)
         + sum(len(text.encode()) for text in texts.values())
         + sum(checkpoint.others[name] for name in side_files)
     )
-    _check_disk_budget(recipe, nbytes)
     return Plan(checkpoint, recipe, output_format, selection, shards, texts, side_files, nbytes)
 
 
@@ -106,13 +105,3 @@ def _texts(
     if output_format == "safetensors" and (is_quantized or kinds is None):
         texts["load.py"] = loader_text()
     return texts
-
-
-def _check_disk_budget(recipe: Recipe, nbytes: int) -> None:
-    budget = recipe.budget.disk
-    if budget is not None and nbytes > budget:
-        raise Problem(
-            "disk_budget_exceeded",
-            f"The artifact will have {nbytes} bytes; budget.disk is {budget}.",
-            extra={"artifact_bytes": nbytes, "budget_bytes": budget},
-        )

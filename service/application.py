@@ -18,6 +18,7 @@ from service import (
     metrics,
     model_routes,
     ops_routes,
+    plan_routes,
     problems,
     report_routes,
     submit_routes,
@@ -35,6 +36,7 @@ _ROUTES = (
     job_routes,
     model_routes,
     ops_routes,
+    plan_routes,
     report_routes,
     submit_routes,
 )

@@ -62,14 +62,29 @@ def from_json(body: Body) -> Submission:
     Raises:
         Problem: `malformed_request`, `invalid_recipe`, or what `Body.chunks` raises.
     """
+    read = check(SubmitRequest, read_members(body), "The body")
+    return Submission(read.model, read.recipe, read.labels)
+
+
+def read_members(body: Body) -> Any:  # noqa: ANN401 - whatever the client sent
+    """Read a JSON body, its recipe checked where it has one.
+
+    Args:
+        body: The body.
+
+    Returns:
+        Its plain values, and a `Recipe` at ``spec``.
+
+    Raises:
+        Problem: `malformed_request`, `invalid_recipe`, or what `Body.chunks` raises.
+    """
     try:
         members = json.loads(body.read(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise Problem("malformed_request", f"The body is not JSON: {error}.") from error
     if isinstance(members, dict) and "spec" in members:
-        members = {**members, "spec": parse_recipe(members["spec"], "/spec")}
-    read = check(SubmitRequest, members, "The body")
-    return Submission(read.model, read.recipe, read.labels)
+        return {**members, "spec": parse_recipe(members["spec"], "/spec")}
+    return members
 
 
 def from_form(form: Multipart, staged: Path) -> Submission:

@@ -73,7 +73,7 @@ def test_for_every_architecture_the_table_says_what_the_models_own_code_says():
         for words, change in CHANGES.items():
             try:
                 said, checkpoint = build(config_of(name, change))
-            except (ValueError, TypeError, RuntimeError):
+            except Exception:  # noqa: BLE001 - whatever a class says to a config that is none
                 continue
             asked += 1
             known = known_kinds(checkpoint)

@@ -1,0 +1,146 @@
+"""How much memory a job will hold, and how to fit it into less.
+
+The engine takes its threads and chunks from here and the service predicts with the same numbers.
+What a process holds before it touches a model depends on the machine and on what is installed, so
+that is measured: a worker tells the service, and the engine asks its own process.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from jobs.recipe import Recipe
+from planning.selection import Target
+from planning.working_set import CHUNK_BYTES, WorkingSet, working_set
+
+#: Smaller chunks cost a system call too often; larger ones than this only help the disk.
+_GOOD_CHUNK_BYTES = 128 * 1024
+_LEAST_CHUNK_BYTES = 16 * 1024
+#: Pages of the interpreter and its libraries that a job touches for the first time, whatever it is.
+_FIRST_TOUCH_BYTES = 6 * 1024**2
+#: Headers, the plan and the report, as Python's objects.
+_BYTES_PER_TENSOR = 5 * 1024
+#: The stack and the allocator's share of one more thread.
+_BYTES_PER_THREAD = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What is known of the processes that run jobs, as measured where they run.
+
+    Attributes:
+        idle_bytes: Resident memory of a runner before it touches a model.
+        inspection_bytes: Resident peak of the process that asks transformers which module is which.
+        threads: On how many threads a runner works, unless its budget wants fewer.
+    """
+
+    idle_bytes: int
+    inspection_bytes: int
+    threads: int
+
+
+#: For where no worker was seen: Python 3.11, numba 0.65, torch 2.13 for CPUs, two cores.
+DEFAULT_LEVELS = Levels(idle_bytes=76 * 1024**2, inspection_bytes=400 * 1024**2, threads=2)
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """What a job's memory is made of.
+
+    Attributes:
+        levels: What was measured.
+        tensors: How many tensors the checkpoint has.
+        targets: The tensors that change, one of each kind of treatment and shape.
+        recipe: What is done to them.
+        is_inspected: Whether another process is asked about the model first.
+    """
+
+    levels: Levels
+    tensors: int
+    targets: tuple[Target, ...]
+    recipe: Recipe
+    is_inspected: bool
+
+    @classmethod
+    def of(
+        cls,
+        targets: Iterable[Target],
+        recipe: Recipe,
+        levels: Levels,
+        *,
+        tensors: int,
+        is_inspected: bool,
+    ) -> "MemoryModel":
+        """Make the model of a job.
+
+        Args:
+            targets: The tensors that it changes.
+            recipe: What it does to them.
+            levels: What was measured where it runs.
+            tensors: How many tensors the checkpoint has.
+            is_inspected: Whether another process is asked about the model first.
+
+        Returns:
+            The model. Targets that need equal buffers are in it once.
+        """
+        kinds = {_treatment(target): target for target in targets}
+        return cls(levels, tensors, tuple(kinds.values()), recipe, is_inspected)
+
+    def fit(self, budget_bytes: int | None) -> WorkingSet:
+        """Choose threads and chunks: the fastest that fit a budget, or the smallest if none does.
+
+        Args:
+            budget_bytes: The most that the job's processes may hold together; None for any amount.
+
+        Returns:
+            The buffers.
+        """
+        for threads, chunk_bytes in _paces(self.levels.threads):
+            found = working_set(self.targets, self.recipe, threads=threads, chunk_bytes=chunk_bytes)
+            if budget_bytes is None or self.peak_bytes(found) <= budget_bytes:
+                break
+        return found
+
+    def peak_bytes(self, buffers: WorkingSet) -> int:
+        """Predict the most that the job's processes hold together, with the buffers given."""
+        levels = self.levels
+        work = (
+            _FIRST_TOUCH_BYTES
+            + self.tensors * _BYTES_PER_TENSOR
+            + buffers.threads * _BYTES_PER_THREAD
+            + buffers.nbytes
+        )
+        return levels.idle_bytes + max(work, levels.inspection_bytes if self.is_inspected else 0)
+
+    @property
+    def least_bytes(self) -> int:
+        """The smallest budget in which the job can run."""
+        return self.peak_bytes(self.fit(0))
+
+
+def _treatment(target: Target) -> tuple[object, ...]:
+    """Give what a target's buffers depend on."""
+    matrix = target.matrix
+    return (
+        matrix.tensor.dtype,
+        matrix.tensor.shape,
+        matrix.is_transposed,
+        target.prune_steps,
+        target.scheme,
+        target.group_size,
+        target.groups,
+        target.whole_channels,
+    )
+
+
+def _paces(threads: int) -> Iterator[tuple[int, int]]:
+    """Yield threads and chunk sizes, the fastest first, the smallest last."""
+    chunk_bytes = CHUNK_BYTES
+    while chunk_bytes > _GOOD_CHUNK_BYTES:
+        yield threads, chunk_bytes
+        chunk_bytes //= 2
+    while threads > 1:
+        yield threads, chunk_bytes
+        threads -= 1
+    while chunk_bytes >= _LEAST_CHUNK_BYTES:
+        yield 1, chunk_bytes
+        chunk_bytes //= 2

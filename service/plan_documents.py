@@ -1,0 +1,109 @@
+"""What a plan is asked with and answered with, as the contract publishes it."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from jobs.recipe import Recipe
+
+
+class PlanRequest(BaseModel):
+    """A recipe, and an uploaded model or no more than the headers of one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = Field(None, description="Id of an uploaded model.")
+    headers: dict[str, dict[str, Any]] | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="By the name of each safetensors file, the JSON header that it begins with.",
+    )
+    config: dict[str, Any] | None = Field(None, description="Its config.json; with headers only.")
+    files: dict[str, int] = Field(
+        {},
+        max_length=4096,
+        description="Sizes of the other files, by name, for those that are copied into the "
+        "artifact; with headers only.",
+    )
+    recipe: Recipe = Field(alias="spec")
+
+    @model_validator(mode="after")
+    def _one_model(self) -> "PlanRequest":
+        if (self.model is None) == (self.headers is None):
+            raise ValueError("give either model, the id of an uploaded one, or headers")
+        if self.headers is None and (self.config is not None or self.files):
+            raise ValueError("config and files belong to headers; an uploaded model has its own")
+        return self
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class PlannedStep(_Answer):
+    """What one step will cost."""
+
+    op: Literal["prune", "quantize"]
+    method: str = Field(description="`magnitude`, `random`, or the scheme of a quantize step.")
+    tensors_changed: int
+    bytes_read: int = Field(
+        description="For this step alone. The pass that writes the artifact counts for the last."
+    )
+    bytes_written: int
+    host_peak_bytes: int
+
+
+class PlannedArtifact(_Answer):
+    """What will come out."""
+
+    format: Literal["compressed-tensors", "safetensors"]
+    bytes: int = Field(description="Of its safetensors files.")
+    total_bytes: int = Field(description="Of all its files but manifest.json.")
+    size_ratio: float = Field(description="Artifact bytes over model bytes, as in the report.")
+
+
+class PlannedMemory(_Answer):
+    """What the job's processes will hold."""
+
+    predicted_peak_bytes: int = Field(
+        description="The most that they hold together: `memory.measured_peak_bytes` in the report."
+    )
+    idle_bytes: int = Field(description="A runner before it touches a model.")
+    inspection_bytes: int | None = Field(
+        description="The process that asks transformers which module is which. Null where the "
+        "table of known architectures, or names and shapes, tell."
+    )
+    buffer_bytes: int = Field(description="What the job's threads read, compute and write in.")
+    threads: int
+    chunk_bytes: int = Field(description="How much of a tensor a thread has in memory at a time.")
+    is_measured: bool = Field(
+        description="Whether the idle level was measured by a worker; otherwise it is a default."
+    )
+
+
+class SmallestBudget(_Answer):
+    """The smallest budget in which the job can run."""
+
+    host_memory: int
+    disk: int
+
+
+class PlanDocument(_Answer):
+    """What a job would do and cost. Nothing was run."""
+
+    fits: bool = Field(description="Whether the job keeps within its budget.")
+    overruns: tuple[str, ...] = Field(description="Members of the budget that are too small.")
+    smallest_budget: SmallestBudget
+    is_exact: bool = Field(
+        description="Whether it is certain which module is which. False for a config that the "
+        "table of known architectures does not know: names and shapes were asked instead."
+    )
+    bytes_read: int
+    bytes_written: int
+    steps: tuple[PlannedStep, ...]
+    artifact: PlannedArtifact
+    memory: PlannedMemory
+    skipped: dict[str, int] = Field(
+        description="How many tensors a step leaves alone, by the reason."
+    )

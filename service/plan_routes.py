@@ -1,0 +1,85 @@
+"""POST /plans: what a job would cost, from headers alone."""
+
+from dataclasses import replace
+
+import structlog
+from flask import Blueprint, Response, jsonify, request
+from redis.exceptions import RedisError
+
+from jobs.checkpoint import Checkpoint, open_checkpoint
+from jobs.levels import read_levels
+from jobs.problems import Problem
+from planning.memory_model import DEFAULT_LEVELS, Levels
+from service.contract import JSON, Operation, check, declare, json_answer
+from service.model_routes import find_model
+from service.parts import parts
+from service.plan_documents import PlanDocument, PlanRequest
+from service.plans import checkpoint_of, document, forecast
+from service.receive import Body
+from service.submissions import read_members
+
+#: Room for the headers of a hundred thousand tensors.
+MAX_PLAN_BYTES = 32 * 1024**2
+
+routes = Blueprint("plans", __name__)
+
+
+@routes.post("/plans")
+@declare(
+    Operation(
+        summary="Plan a job",
+        tag="jobs",
+        body={JSON: PlanRequest},
+        answers=(json_answer(200, "What the job would do and cost.", PlanDocument),),
+        problems=(
+            "unsupported_media_type",
+            "too_large",
+            "upload_truncated",
+            "digest_mismatch",
+            "model_not_found",
+            "invalid_recipe",
+            "invalid_checkpoint",
+            "invalid_header",
+            "duplicate_tensor",
+            "invalid_tensor",
+            "tensor_overlap",
+            "tensor_gap",
+            "already_quantized",
+            "nothing_changed",
+            "output_unsupported",
+        ),
+    )
+)
+def create_plan() -> Response:
+    """Predict a job's memory, artifact, reads and writes, and whether its budget allows them.
+
+    The model is an uploaded one, or no more than the JSON headers of its safetensors files and its
+    config.json: no weight needs to be sent. Nothing is run and nothing is kept.
+    """
+    if request.mimetype != JSON:
+        raise Problem("unsupported_media_type", f"{request.mimetype[:80]!a} is not {JSON}.")
+    members = read_members(Body(request, MAX_PLAN_BYTES))
+    asked = check(PlanRequest, members, "The body")
+    levels, is_measured = known_levels()
+    made = forecast(_checkpoint(asked), asked.recipe, levels)
+    return jsonify(document(made, is_measured=is_measured).model_dump(mode="json"))
+
+
+def known_levels() -> tuple[Levels, bool]:
+    """Give what workers measured of their processes, or the defaults, and whether it is measured.
+
+    Nothing else of a plan needs Redis, so one that is away only makes the plan less certain.
+    """
+    try:
+        measured = read_levels(parts().store.redis)
+    except RedisError as error:
+        structlog.get_logger(__name__).warning("levels_unknown", error=str(error))
+        measured = {}
+    return replace(DEFAULT_LEVELS, **measured), "idle_bytes" in measured
+
+
+def _checkpoint(asked: PlanRequest) -> Checkpoint:
+    if asked.model is None:
+        return checkpoint_of(asked)
+    meta = find_model(asked.model)
+    return open_checkpoint(parts().blobs.files("models", meta["id"].removeprefix("mdl_")))
