@@ -11,8 +11,9 @@ import click
 
 from modelpress import __version__
 from modelpress.client import DEFAULT_URL
-from modelpress.exit_codes import HELP
+from modelpress.exit_codes import DOES_NOT_FIT, HELP
 from modelpress.job_table import render_job, render_jobs
+from modelpress.plan_table import render_plan
 from modelpress.recipe_file import read_recipe
 from modelpress.report_table import render_report
 from modelpress.session import Session
@@ -111,6 +112,23 @@ def run(
             {"job": job.raw, "files": files, "report": report},
             lambda: render_report(report, all_tensors=all_tensors),
         )
+
+
+@cli.command()
+@click.argument("model")
+@recipe_option
+@click.pass_obj
+def plan(session: Session, model: str, recipe: dict[str, Any]) -> None:
+    """Say what compressing MODEL would take and whether the recipe's budget allows it.
+
+    MODEL is a .safetensors file, a folder with such files, or the id of an uploaded model. Nothing
+    is run, and of a file only its header is sent.
+    """
+    with session.client() as client:
+        members = client.plan(model, recipe)
+        session.answer(members, lambda: render_plan(members))
+    if not members["fits"]:
+        raise SystemExit(DOES_NOT_FIT)
 
 
 @cli.command()

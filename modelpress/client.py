@@ -13,6 +13,7 @@ import httpx
 from modelpress.backoff import Backoff
 from modelpress.connection import Connection, document, read
 from modelpress.downloads import download_artifact
+from modelpress.model_headers import read_headers
 from modelpress.packages import package_file, package_model
 from modelpress.uploads import upload
 from modelpress.values import Dataset, Job, Model, dataset_from, is_model_id, job_from, model_from
@@ -102,6 +103,24 @@ class Client:
         """
         package = package_file(Path(path))
         return upload(self._connection, "/datasets", "ds_", package, dataset_from, on_bytes)
+
+    def plan(self, model: str | PathLike[str], recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask what a job would cost, without running it or uploading the model.
+
+        Args:
+            model: Id of an uploaded model, or a path: a ``.safetensors`` file or a folder with
+                such files, of which the headers and config.json alone are sent.
+            recipe: The recipe as plain values.
+
+        Returns:
+            The plan: plain members, all sizes in bytes. ``fits`` says whether the budget is kept.
+
+        Raises:
+            UnusableUpload: The path holds no model.
+        """
+        known = {"model": str(model)} if is_model_id(str(model)) else read_headers(Path(model))
+        members = {**known, "spec": dict(recipe)}
+        return document(self._connection.send("POST", "/plans", headers=JSON, json=members))
 
     def submit(
         self,

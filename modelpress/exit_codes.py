@@ -19,6 +19,7 @@ JOB_FAILED = 4
 UNREACHABLE = 5
 CANCELLED = 6
 TIMED_OUT = 7
+DOES_NOT_FIT = 8
 INTERRUPTED = 130
 
 HELP = f"""\b
@@ -31,6 +32,7 @@ Exit codes:
   {UNREACHABLE:>3}  the service cannot be reached
   {CANCELLED:>3}  the job was cancelled
   {TIMED_OUT:>3}  --timeout is over; the job goes on
+  {DOES_NOT_FIT:>3}  the plan does not fit the recipe's budget
   {INTERRUPTED:>3}  interrupted; the job goes on, unless --cancel-on-interrupt is given
 """
 

@@ -97,7 +97,7 @@ def package_model(path: Path) -> Package:
     """
     if not path.is_dir():
         return package_file(path)
-    files = [entry for entry in sorted(path.iterdir()) if _belongs(entry.name) and entry.is_file()]
+    files = checkpoint_files(path)
     if not any(file.suffix == ".safetensors" for file in files):
         raise UnusableUpload(f"{path} holds no .safetensors file. {HOW_TO_CONVERT}")
     return _tar(str(path), files)
@@ -121,6 +121,11 @@ def package_file(path: Path) -> Package:
     if nbytes == 0:
         raise UnusableUpload(f"{path} is empty.")
     return Package(str(path), (_Content(path, nbytes),))
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """List the files at a folder's top that belong to a checkpoint, by name."""
+    return [entry for entry in sorted(folder.iterdir()) if _belongs(entry.name) and entry.is_file()]
 
 
 def _belongs(name: str) -> bool:

@@ -1,5 +1,6 @@
 """A service in memory that keeps the HTTP contract, behind a real server on a free port."""
 
+import copy
 import io
 import json
 import struct
@@ -17,6 +18,7 @@ from werkzeug.serving import make_server
 from modelpress import Backoff, Client
 
 REPORT = json.loads((Path(__file__).parent / "report.json").read_text())
+PLAN = json.loads((Path(__file__).parent / "plan.json").read_text())
 
 
 def problem(status: int, code: str, detail: str = "It is wrong.", **extra: Any) -> Response:
@@ -41,6 +43,8 @@ class FakeService:
     cuts: list[int] = field(default_factory=list)
     is_corrupt: bool = False
     ignores_ranges: bool = False
+    plan: dict[str, Any] = field(default_factory=lambda: copy.deepcopy(PLAN))
+    planned: list[dict[str, Any]] = field(default_factory=list)
     paths_told: dict[str, str] = field(default_factory=dict)
     models: dict[str, bytes] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -131,6 +135,11 @@ def make_app(fake: FakeService) -> Flask:  # noqa: C901, PLR0915 - one block a r
         identifier = prefix + blake3.blake3(body).hexdigest()
         fake.models[identifier] = body
         return facts(identifier), 201
+
+    @app.post("/plans")
+    def plan() -> Any:
+        fake.planned.append(request.get_json())
+        return fake.plan
 
     @app.post("/jobs")
     def submit() -> Any:

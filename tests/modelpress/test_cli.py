@@ -235,6 +235,37 @@ def test_ls_prints_the_newest_jobs_up_to_the_limit(service, invoke):
     assert lines[1].split() == ["job_0000", "succeeded", "2030-01-01T00:00:00Z", "team=[red]a"]
 
 
+def test_a_plan_is_printed_and_nothing_is_uploaded(service, invoke, model_folder, recipe_file):
+    (model_folder / "config.json").write_text("{}")
+
+    done = invoke("plan", model_folder, "--recipe", recipe_file)
+
+    assert done.exit_code == 0
+    assert "fits" in done.stdout
+    assert service.models == {}
+    assert service.planned[0]["spec"] == {"steps": [{"op": "quantize", "scheme": "w8a16"}]}
+
+
+def test_a_plan_that_does_not_fit_has_its_own_exit_code(service, invoke, model_file, recipe_file):
+    service.plan |= {"fits": False, "overruns": ["host_memory"]}
+
+    done = invoke("--json", "plan", model_file, "--recipe", recipe_file)
+
+    assert done.exit_code == 8
+    assert json.loads(done.stdout) == service.plan
+
+
+def test_an_uploaded_model_is_planned_by_its_id(service, invoke, recipe_file):
+    model = "mdl_" + "0" * 64
+
+    done = invoke("plan", model, "--recipe", recipe_file)
+
+    assert done.exit_code == 0
+    assert service.planned == [
+        {"model": model, "spec": {"steps": [{"op": "quantize", "scheme": "w8a16"}]}}
+    ]
+
+
 def test_the_url_comes_from_the_environment(service):
     done = CliRunner().invoke(cli, ["ls"], env={"MODELPRESS_URL": service.url})
 
@@ -244,5 +275,5 @@ def test_the_url_comes_from_the_environment(service):
 def test_help_tells_every_exit_code(invoke):
     text = invoke("--help").stdout
 
-    for code in ("0  done", "3  the result does not pass", "130  interrupted"):
+    for code in ("0  done", "3  the result does not pass", "8  the plan", "130  interrupted"):
         assert code in text
