@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 SETUP := $(VENV)/.ready
 
-.PHONY: demo up test test-fast check style openapi bench clean
+.PHONY: demo up test test-fast check style openapi bench bench-peers bench-engine clean
 
 demo: $(SETUP)
 	$(BIN)/python -m local.demo
@@ -45,6 +45,14 @@ bench: $(SETUP)
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.memory
 
+# The tools that the engine is compared with, each in an environment of its own: about 5 GB.
+bench-peers: $(SETUP)
+	$(BIN)/python -m benchmarks.peers $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+# About half an hour and 30 GB of disk; fills its table and draws docs/engine.svg.
+bench-engine: $(SETUP) bench-peers
+	$(BIN)/python -m benchmarks.engine
+
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
@@ -53,4 +61,4 @@ $(SETUP): pyproject.toml constraints.txt
 	touch $(SETUP)
 
 clean:
-	rm -rf $(VENV) .data build *.egg-info
+	rm -rf $(VENV) .peers .data build *.egg-info

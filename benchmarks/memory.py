@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.checkpoints import write_llama
+from benchmarks.checkpoints import llama_of_size, write_llama
 from benchmarks.finished import run_job
 from benchmarks.machine import describe_machine
 from benchmarks.page import publish, read_arguments, spread, table
@@ -83,7 +83,7 @@ def measure_sizes(folder: Path, sizes: Iterable[int], rounds: int) -> list[Taken
     with running_stack(folder / "data") as stack, Client(stack.url) as client:
         for size in sizes:
             model = folder / f"llama-{size}"
-            write_llama(model, size)
+            write_llama(model, llama_of_size(size))
             nbytes = sum(path.stat().st_size for path in model.iterdir())
             model_id = client.upload_model(model).id
             for _ in range(rounds):

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -29,6 +30,11 @@ pytestmark = pytest.mark.slow
             "memory",
             ("--size", "4MB", "--rounds", "1"),
             {"memory": ("`cp -r`", "quantize w8a16", "prune 50 %, quantize w8a16")},
+        ),
+        (
+            "engine",
+            ("--size", "2M", "--rounds", "1", "--peers"),
+            {"engine": ("`cp -r`", "ours, w8a8", "ours, 2:4 + w8a16", "ours, w8a16, as a job")},
         ),
     ],
 )
@@ -57,5 +63,18 @@ def test_a_script_fills_the_tables_between_its_markers(tmp_path, script, options
 def test_the_page_has_the_markers_of_every_script():
     text = (ROOT / "docs" / "benchmarks.md").read_text()
 
-    for name in ("transfer", "latency", "polls", "memory"):
+    for name in ("transfer", "latency", "polls", "memory", "engine"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
+
+
+def test_the_engine_is_drawn_beside_its_page(tmp_path):
+    page = tmp_path / "benchmarks.md"
+    page.write_text("<!-- engine -->\n<!-- /engine -->\n")
+
+    command = [sys.executable, "-m", "benchmarks.engine", "--size", "2M", "--rounds", "1"]
+    subprocess.run([*command, "--peers", "--page", str(page)], cwd=ROOT, check=True, timeout=120)
+
+    drawn = ET.parse(tmp_path / "engine.svg").getroot()
+    titles = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == 6
+    assert all(re.fullmatch(r"ours, .+: [\d.]+ s, [\d.]+ MB", title) for title in titles)
