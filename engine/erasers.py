@@ -1,166 +1,131 @@
-"""Pruning of a stream of blocks: each eraser remembers where it is, so blocks may have any size.
+"""Pruning of a stream of chunks that are worked on side by side.
 
-Dimension key: C output channels, I inputs of one channel.
+An eraser is asked for an `Erasure` of every chunk, in the order of the stream, and these may then
+be done in any order: each waits for what it needs to know of the chunks before it.
+
+Dimension key: R rows of a chunk, W values of each.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
-from engine import pruning_kernels
+from engine.chunks import Chunk
 from engine.compilation import Bits
-from engine.magnitudes import keys_of, wide_keys_of
+from engine.measurements import Measurement
+from engine.rankings import Ranking
+from engine.relays import Relay
 from engine.workbench import Workbench
+
+#: Sets weights of one chunk to +0, in place: bit patterns, [R, W].
+Erasure = Callable[[Bits, Workbench], None]
 
 
 class Eraser(Protocol):
-    """Sets weights of consecutive blocks to +0."""
+    """Sets weights of consecutive chunks to +0."""
 
-    def erase(self, bits: Bits, dtype: str, bench: Workbench) -> int:
-        """Prune the next block, in place.
+    def enlist(self, chunk: Chunk) -> Erasure:
+        """Give the erasure of the next chunk."""
+        ...
 
-        Args:
-            bits: Bit patterns, [rows, width].
-            dtype: Their safetensors dtype.
-            bench: Memory for what is computed on the way.
-
-        Returns:
-            How many weights were chosen.
-        """
+    def fork(self) -> "Eraser":
+        """Give an eraser that goes on where this one stands, for another look at the same."""
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class ThresholdEraser:
-    """Prunes the smallest magnitudes, ties in the order of the stream.
+    """Prunes the smallest, ties in the order of the stream.
 
     Attributes:
-        key: Magnitudes below it become 0.
-        ties: How many that equal it are still to become 0.
-        is_wide: Whether `key` has the order of float32 rather than that of the weight's dtype.
+        ranking: What decides.
+        measurement: What splits the smallest from the rest.
+        ties: How many ties came before.
     """
 
-    key: int
-    ties: int
-    is_wide: bool
+    ranking: Ranking
+    measurement: Measurement
+    ties: Relay[int]
 
-    def erase(self, bits: Bits, dtype: str, bench: Workbench) -> int:
-        """Prune the next block, in place; see `Eraser`."""
-        keys = wide_keys_of(bits, dtype, bench) if self.is_wide else keys_of(bits, bench)
-        ties = np.array([self.ties])
-        threshold = np.full_like(keys[:1].reshape(-1)[:1], self.key)
-        below = int(np.count_nonzero(keys < self.key))
-        bench.kernels.erase_smallest(bits.reshape(1, -1), keys.reshape(1, -1), threshold, ties)
-        spent = self.ties - int(ties[0])
-        self.ties = int(ties[0])
-        return below + spent
+    def enlist(self, chunk: Chunk) -> Erasure:
+        """Give the erasure of the next chunk; see `Eraser`."""
+        return partial(self._erase, chunk, self.ties.issue())
 
+    def fork(self) -> "ThresholdEraser":
+        """Go on in another look; see `Eraser`."""
+        return ThresholdEraser(self.ranking, self.measurement, self.ties.fork())
 
-@dataclass
-class DrawEraser:
-    """Prunes an exact number of weights drawn from the whole stream.
-
-    Attributes:
-        seed: Seed of the draws.
-        left: How many weights of the stream are still to come.
-        picks: How many of those become 0.
-        position: How many have passed.
-    """
-
-    seed: int
-    left: int
-    picks: int
-    position: int = 0
-
-    def erase(self, bits: Bits, dtype: str, bench: Workbench) -> int:  # noqa: ARG002
-        """Prune the next block, in place; see `Eraser`."""
-        left, picks = np.array([self.left]), np.array([self.picks])
-        pruning_kernels.erase_drawn(
-            bits.reshape(1, -1), np.uint64(self.seed), self.position, left, picks
-        )
-        chosen = self.picks - int(picks[0])
-        self.left, self.picks = int(left[0]), int(picks[0])
-        self.position += bits.size
-        return chosen
+    def _erase(self, chunk: Chunk, turn: int, bits: Bits, bench: Workbench) -> None:
+        threshold = self.measurement.result()
+        keys, mask = self.ranking.keys(bits, chunk, bench)
+        flat = keys.reshape(-1)
+        ties = bench.kernels.count_equal(flat, mask, threshold.key)
+        left = max(0, threshold.ties - self.ties.take(turn, ties))
+        bench.kernels.erase_smallest(bits.reshape(-1), flat, mask, threshold.key, left)
 
 
-@dataclass
-class ChannelEraser:
-    """Prunes the same number of weights, the smallest, in every channel.
+@dataclass(frozen=True)
+class RowEraser:
+    """Prunes the same number of weights, the smallest, in every row of a chunk.
 
     Attributes:
+        ranking: What decides.
         count: How many.
     """
 
+    ranking: Ranking
     count: int
 
-    def erase(self, bits: Bits, dtype: str, bench: Workbench) -> int:  # noqa: ARG002
-        """Prune the next block, in place; see `Eraser`."""
-        if self.count == 0:
-            return 0
-        keys = keys_of(bits, bench)
-        ordered = bench.take("ordered", keys.shape, keys.dtype)
-        np.copyto(ordered, keys)
-        ordered.partition(self.count - 1, axis=1)
-        thresholds: Bits = ordered[:, self.count - 1].copy()
-        ties = self.count - np.count_nonzero(ordered < thresholds[:, None], axis=1)
-        bench.kernels.erase_smallest(bits, keys, thresholds, ties)
-        return self.count * len(bits)
+    def enlist(self, chunk: Chunk) -> Erasure:
+        """Give the erasure of the next chunk; see `Eraser`."""
+        return partial(self._erase, chunk)
+
+    def fork(self) -> "RowEraser":
+        """Give itself, because no chunk depends on another; see `Eraser`."""
+        return self
+
+    def _erase(self, chunk: Chunk, bits: Bits, bench: Workbench) -> None:
+        keys, mask = self.ranking.keys(bits, chunk, bench)
+        bench.kernels.erase_in_rows(bits, keys, mask, self.ranking.key_bits, self.count)
 
 
-@dataclass
-class ChannelDrawEraser:
-    """Prunes the same number of weights, drawn, in every channel.
-
-    Attributes:
-        seed: Seed of the draws.
-        count: How many.
-        position: How many weights have passed.
-    """
-
-    seed: int
-    count: int
-    position: int = 0
-
-    def erase(self, bits: Bits, dtype: str, bench: Workbench) -> int:  # noqa: ARG002
-        """Prune the next block, in place; see `Eraser`."""
-        channels, inputs = bits.shape
-        pruning_kernels.erase_drawn(
-            bits,
-            np.uint64(self.seed),
-            self.position,
-            np.full(channels, inputs),
-            np.full(channels, self.count),
-        )
-        self.position += bits.size
-        return self.count * len(bits)
-
-
-@dataclass
+@dataclass(frozen=True)
 class GroupEraser:
-    """Keeps half of every group of consecutive inputs: the largest, or a draw.
+    """Keeps the larger half of every group of consecutive inputs, the earliest among equals.
 
     Attributes:
+        ranking: What decides.
         group: How many inputs make a group.
-        positions: How many values belong to one input.
-        seed: Seed of the draws; None keeps the largest, the earliest among equals.
-        position: How many weights have passed.
+        positions: How many values belong to one input; None where rows of the file are inputs.
     """
 
+    ranking: Ranking
     group: int
-    positions: int
-    seed: int | None
-    position: int = 0
+    positions: int | None
 
-    def erase(self, bits: Bits, dtype: str, bench: Workbench) -> int:  # noqa: ARG002
-        """Prune the next block, in place; see `Eraser`."""
-        if self.seed is None:
-            keys = keys_of(bits, bench)
-        else:
-            keys = bench.take("draws", bits.shape, np.uint32)
-            pruning_kernels.draw_keys(keys, np.uint64(self.seed), self.position)
-        grouped = (bits.shape[0], -1, self.group, self.positions)
-        bench.kernels.erase_in_groups(bits.reshape(grouped), keys.reshape(grouped))
-        self.position += bits.size
-        return bits.size // 2
+    def enlist(self, chunk: Chunk) -> Erasure:
+        """Give the erasure of the next chunk; see `Eraser`."""
+        return partial(self._erase, chunk)
+
+    def fork(self) -> "GroupEraser":
+        """Give itself, because no chunk depends on another; see `Eraser`."""
+        return self
+
+    def _erase(self, chunk: Chunk, bits: Bits, bench: Workbench) -> None:
+        keys, mask = self.ranking.keys(bits, chunk, bench)
+        positions = chunk.width if self.positions is None else self.positions
+        if (self.group, positions) == (
+            4,
+            1,
+        ) and bits.itemsize == keys.itemsize == np.uint16().nbytes:
+            words = bits.reshape(-1).view(np.uint64), keys.reshape(-1).view(np.uint64)
+            bench.kernels.erase_two_of_four(*words, mask)
+            return
+        planes, beaten = bench.take("planes", (2, 8, 512), np.uint32)
+        shape = (-1, self.group, positions)
+        bench.kernels.erase_in_groups(
+            bits.reshape(shape), keys.reshape(shape), mask, planes, beaten
+        )

@@ -5,26 +5,59 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine import pruning_kernels, rounding_kernels
-from engine.compilation import Bits, Counts
+from engine import float_kernels, group_kernels, pruning_kernels, rounding_kernels
+from engine.compilation import Bits
 from jobs.report import DeviceMemory
+
+_Bytes = npt.NDArray[np.uint8]
 
 
 class Kernels(Protocol):
-    """What a device must do; every implementation gives the same bytes."""
+    """What a device must do; every implementation gives the same bytes. One thread uses each."""
 
-    def round_channels(
-        self, bits: Bits, shift: int, scales: npt.NDArray[np.float32], rounded: npt.NDArray[np.int8]
-    ) -> None:
-        """Round to int8; see `rounding_kernels.round_channels`."""
+    def allocate(self, nbytes: int) -> _Bytes:
+        """Give memory of the host that the device reaches, zeroed."""
         ...
 
-    def erase_smallest(self, bits: Bits, keys: Bits, thresholds: Bits, ties: Counts) -> None:
+    def round_rows(
+        self,
+        before: Bits,
+        after: Bits,
+        is_pruned: bool,  # noqa: FBT001 - as in the kernel
+        kind: int,
+        mask: int,
+        group_size: int,
+        stored: Bits,
+        flip: int,
+        rounded: _Bytes,
+        scratch: npt.NDArray[np.uint32],
+        tallies: npt.NDArray[np.float64],
+    ) -> None:
+        """Round to int8; see `rounding_kernels.round_rows`."""
+        ...
+
+    def count_equal(self, keys: Bits, mask: int, wanted: int) -> int:
+        """Count keys; see `float_kernels.count_equal`."""
+        ...
+
+    def erase_smallest(self, bits: Bits, keys: Bits, mask: int, threshold: int, ties: int) -> None:
         """Zero the smallest, in place; see `pruning_kernels.erase_smallest`."""
         ...
 
-    def erase_in_groups(self, bits: Bits, keys: Bits) -> None:
-        """Keep half of every group, in place; see `pruning_kernels.erase_in_groups`."""
+    def erase_in_rows(self, bits: Bits, keys: Bits, mask: int, key_bits: int, count: int) -> None:
+        """Zero the smallest of every row, in place; see `pruning_kernels.erase_in_rows`."""
+        ...
+
+    def erase_in_groups(
+        self, bits: Bits, keys: Bits, mask: int, planes: Bits, beaten: Bits
+    ) -> None:
+        """Keep half of every group, in place; see `group_kernels.erase_in_groups`."""
+        ...
+
+    def erase_two_of_four(
+        self, bits: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], mask: int
+    ) -> None:
+        """Keep two of every four, in place; see `group_kernels.erase_two_of_four`."""
         ...
 
     def memory(self) -> DeviceMemory | None:
@@ -35,9 +68,16 @@ class Kernels(Protocol):
 class ProcessorKernels:
     """Computes on the processor, by numba."""
 
-    round_channels = staticmethod(rounding_kernels.round_channels)
+    round_rows = staticmethod(rounding_kernels.round_rows)
+    count_equal = staticmethod(float_kernels.count_equal)
     erase_smallest = staticmethod(pruning_kernels.erase_smallest)
-    erase_in_groups = staticmethod(pruning_kernels.erase_in_groups)
+    erase_in_rows = staticmethod(pruning_kernels.erase_in_rows)
+    erase_in_groups = staticmethod(group_kernels.erase_in_groups)
+    erase_two_of_four = staticmethod(group_kernels.erase_two_of_four)
+
+    def allocate(self, nbytes: int) -> _Bytes:
+        """Give zeroed memory."""
+        return np.zeros(nbytes, np.uint8)
 
     def memory(self) -> DeviceMemory | None:
         """Give None: it is the host's memory."""
@@ -45,7 +85,7 @@ class ProcessorKernels:
 
 
 def kernels_for(device: Literal["cpu", "cuda"]) -> Kernels:
-    """Give the kernels of a device; ``cuda`` imports torch."""
+    """Give the kernels of a device for one thread; ``cuda`` imports torch."""
     if device == "cpu":
         return ProcessorKernels()
     from engine.torch_kernels import TorchKernels  # noqa: PLC0415 - a runner stays small

@@ -1,9 +1,12 @@
 """What is counted while a job runs, for its report."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jobs.recipe import Step
+from jobs.recipe import PruneStep, Recipe, Step
 from jobs.report import StepReport
+from planning.matrices import Matrix, pruned_count
+from planning.selection import Target
 
 
 @dataclass
@@ -54,3 +57,29 @@ class TensorEntry:
     squared_error: float = 0.0
     squares: float = 0.0
     max_error_steps: float = 0.0
+
+
+def count_pruned(recipe: Recipe, targets: Sequence[Target], entries: Sequence[StepEntry]) -> None:
+    """Tell the entries of prune steps how many weights their steps set to zero.
+
+    Args:
+        recipe: The steps.
+        targets: The tensors that they changed.
+        entries: The entries, one per step.
+    """
+    for index, step in enumerate(recipe.steps):
+        if isinstance(step, PruneStep):
+            matrices = [target.matrix for target in targets if index in target.prune_steps]
+            entries[index].weights_pruned = _pruned(step, matrices)
+
+
+def _pruned(step: PruneStep, matrices: Sequence[Matrix]) -> int:
+    sparsity = step.sparsity or 0.0
+    elements = [matrix.tensor.elements for matrix in matrices]
+    if step.structure != "unstructured":
+        return sum(elements) // 2
+    if step.scope == "global":
+        return pruned_count(sparsity, sum(elements))
+    if step.scope == "row":
+        return sum(m.channels * pruned_count(sparsity, m.inputs) for m in matrices)
+    return sum(pruned_count(sparsity, n) for n in elements)

@@ -1,43 +1,54 @@
 """The prune steps of a recipe over a checkpoint that is never in memory.
 
-An eraser that needs a threshold has it measured first: by a pass over the one tensor just before
-that is compressed, or over all tensors for ``scope: global``. Every pass applies the earlier steps
-on the way, so each step sees what those before it left.
+An eraser that needs a threshold has it measured first: by looks at the one tensor just before that
+is compressed, at a row that is longer than a chunk, or at all tensors for ``scope: global``. Every
+look applies the earlier steps on the way, so each step sees what those before it left.
 """
 
-import copy
 import hashlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 
-from engine.compilation import Bits
-from engine.erasers import (
-    ChannelDrawEraser,
-    ChannelEraser,
-    DrawEraser,
-    Eraser,
-    GroupEraser,
-    ThresholdEraser,
-)
+import numpy as np
+
+from engine import column_kernels, float_kernels
+from engine.chunks import Chunk, Section, sections
+from engine.columns import ColumnEraser, Limits, count_below, count_ties, halve, share_ties
+from engine.compilation import Bits, Counts
+from engine.crew import Bell, Task
+from engine.erasers import Eraser, GroupEraser, RowEraser, ThresholdEraser
+from engine.gatherings import Gathering
 from engine.ledger import StepEntry
-from engine.magnitudes import keys_of, wide_keys_of
+from engine.looks import Look, Measuring
+from engine.measurements import Measurement
 from engine.progress import Progress, Ticker
+from engine.promises import Promise
+from engine.rankings import MAGNITUDE, Draws, Magnitudes, Ranking, WideMagnitudes
+from engine.relays import Relay
 from engine.source import Source
-from engine.thresholds import Threshold, find_threshold
+from engine.workbench import Workbench
 from jobs.recipe import PruneStep, Recipe
+from planning.extents import Extent
 from planning.matrices import pruned_count
 from planning.selection import Target
+from planning.working_set import is_wide
+
+#: Makes the task of a chunk, given the peaks of its section where it needs them.
+MakeTask = Callable[[Look, Gathering | None], Task]
+Relays = dict[int, Relay[int]]
 
 
 class Pruning:
-    """Makes the erasers of every tensor, measuring what they need to know.
+    """Makes the tasks that look at tensors, measuring what they need to know.
 
     Args:
         source: The model's files.
         recipe: Whose prune steps.
         targets: What they prune, in the order of the files.
+        extents: How each is cut, by its name.
         entries: Where the cost of each step is counted.
-        report: Told how far a pass over all tensors is.
+        bell: What tasks that wait for others wait at.
+        report: Told how far a look at all tensors is.
     """
 
     def __init__(
@@ -45,155 +56,304 @@ class Pruning:
         source: Source,
         recipe: Recipe,
         targets: Sequence[Target],
+        extents: Mapping[str, Extent],
         entries: Sequence[StepEntry],
+        bell: Bell,
         report: Callable[[Progress], None],
     ) -> None:
         self._source = source
         self._recipe = recipe
         self._targets = targets
+        self._extents = extents
         self._entries = entries
+        self._bell = bell
         self._report = report
-        self._thresholds: dict[tuple[int, str], Threshold] = {}
+        self._measured: dict[tuple[int, str], Measurement] = {}
+        self._drawn_before: dict[tuple[int, str], int] = {}
 
-    def begin(self, limit: int) -> "PruningPass":
-        """Start a pass over the targets, in their order, under the steps before `limit`."""
-        return PruningPass(self, limit)
-
-    def is_global(self, index: int) -> bool:
-        """Whether a step counts its weights over all tensors together."""
-        step = self._step(index)
-        return step.structure == "unstructured" and step.scope == "global"
-
-    def local_eraser(self, index: int, target: Target, earlier: Sequence[Eraser]) -> Eraser:
-        """Make the eraser of a step that looks at one tensor.
+    def look_at(
+        self,
+        target: Target,
+        limit: int,
+        totals: Relays,
+        make: MakeTask,
+        *,
+        with_peaks: bool = False,
+    ) -> Iterator[Task]:
+        """Look at a tensor from its beginning to its end, pruned by the steps before `limit`.
 
         Args:
-            index: Which step.
-            target: The tensor.
-            earlier: The erasers of the steps before, as they stand at the tensor's beginning.
+            target: The tensor; tensors are looked at in their order.
+            limit: Steps from this one on are left out.
+            totals: The ties of global steps in the tensors before; added to.
+            make: Makes the task of each chunk.
+            with_peaks: Whether that needs the peaks of a section before its first chunk.
 
-        Returns:
-            An eraser for the tensor's first block.
+        Yields:
+            The tasks, and before them those that measure what they need to know.
         """
-        step, matrix = self._step(index), target.matrix
-        seed = _seed(step.seed, index, target.name)
-        is_random = step.method == "random"
-        if step.structure != "unstructured":
-            group = int(step.structure[-1])
-            return GroupEraser(group, matrix.positions, seed if is_random else None)
-        sparsity = step.sparsity or 0.0
-        if step.scope == "row":
-            count = pruned_count(sparsity, matrix.inputs)
-            return ChannelDrawEraser(seed, count) if is_random else ChannelEraser(count)
-        elements = matrix.tensor.elements
-        count = pruned_count(sparsity, elements)
-        if is_random:
-            return DrawEraser(seed, elements, count)
-        is_wide = matrix.tensor.dtype == "F32"
-        threshold = self._threshold(
-            index,
-            target.name,
-            lambda: self._keys(index, target, [copy.copy(e) for e in earlier], is_wide=is_wide),
-            count,
-            is_wide=is_wide,
-        )
-        return ThresholdEraser(threshold.key, threshold.ties, is_wide)
+        relays: Relays = {}
+        steps = [index for index in target.prune_steps if index < limit]
+        for index in steps:
+            if self._is_measured_whole(index):
+                yield from self._measure_whole(index, target, relays)
+                is_global = self._step(index).scope == "global"
+                fresh: Relay[int] = Relay(self._bell, 0)
+                relays[index] = totals.setdefault(index, fresh) if is_global else fresh
+        for section in sections(self._extents[target.name]):
+            strand: list[tuple[int, Eraser]] = []
+            for index in steps:
+                eraser = yield from self._eraser(index, target, section, strand, relays)
+                strand.append((index, eraser))
+            peaks = None
+            if with_peaks:
+                peaks = yield from self._find_peaks(target, section, strand)
+            for chunk in section.chunks():
+                yield make(self._look(target, chunk, strand), peaks)
 
-    def global_eraser(self, index: int) -> Eraser:
-        """Make the eraser of a step that looks at all tensors, for the first block of the first."""
-        step = self._step(index)
-        chosen = [target.matrix.tensor for target in self._targets if index in target.prune_steps]
-        elements = sum(tensor.elements for tensor in chosen)
-        count = pruned_count(step.sparsity or 0.0, elements)
-        if step.method == "random":
-            return DrawEraser(_seed(step.seed, index, ""), elements, count)
-        dtypes = {tensor.dtype for tensor in chosen}
-        is_wide = dtypes not in ({"BF16"}, {"F16"})
-        # Float32 order takes two looks at each.
-        total = sum(tensor.nbytes for tensor in chosen) * (2 if is_wide else 1)
-        ticker = Ticker(
-            self._report,
-            Progress("measure", index + 1, len(self._recipe.steps), 0, total, "bytes"),
-        )
-        threshold = self._threshold(
-            index,
-            "",
-            lambda: self._all_keys(index, ticker, is_wide=is_wide),
-            count,
-            is_wide=is_wide,
-        )
-        return ThresholdEraser(threshold.key, threshold.ties, is_wide)
+    def _look(self, target: Target, chunk: Chunk, strand: Sequence[tuple[int, Eraser]]) -> Look:
+        erasures = tuple((index, eraser.enlist(chunk)) for index, eraser in strand)
+        return Look(self._source, target, self._extents[target.name], chunk, erasures)
 
     def _step(self, index: int) -> PruneStep:
         step = self._recipe.steps[index]
         assert isinstance(step, PruneStep)  # noqa: S101 - selection lists prune steps alone
         return step
 
-    def _threshold(
+    def _is_measured_whole(self, index: int) -> bool:
+        step = self._step(index)
+        return step.structure == "unstructured" and step.scope != "row"
+
+    def _ranking(self, index: int, target: Target) -> Ranking:
+        step = self._step(index)
+        if step.method == "random":
+            is_global = self._is_measured_whole(index) and step.scope == "global"
+            first = self._drawn_before[index, target.name] if is_global else 0
+            seed = _seed(step.seed, index, "" if is_global else target.name)
+            return Draws(seed, target.matrix, self._extents[target.name], first)
+        if is_wide(index, self._recipe, self._targets):
+            return WideMagnitudes(float_kernels.KINDS[target.matrix.tensor.dtype])
+        return Magnitudes(target.itemsize)
+
+    def _measure_whole(self, index: int, target: Target, earlier: Relays) -> Iterator[Task]:
+        """Find the threshold of a step that counts over a tensor, or over all."""
+        step = self._step(index)
+        is_global = step.scope == "global"
+        key = (index, "" if is_global else target.name)
+        if key in self._measured:
+            return
+        targets = [t for t in self._targets if index in t.prune_steps] if is_global else [target]
+        elements = 0
+        for chosen in targets:
+            self._drawn_before[index, chosen.name] = elements
+            elements += chosen.matrix.tensor.elements
+        count = pruned_count(step.sparsity or 0.0, elements)
+        measurement = Measurement(self._bell, count, self._ranking(index, target).key_bits)
+        self._measured[key] = measurement
+        ticker = self._ticker(index, targets, measurement.looks) if is_global else None
+        for look in range(measurement.looks):
+            totals = {} if is_global else {i: relay.fork() for i, relay in earlier.items()}
+            for chosen in self._targets if is_global else targets:
+                yield from self._count(index, chosen, measurement, look, totals, ticker)
+            measurement.close(look)
+
+    def _count(
         self,
         index: int,
-        name: str,
-        stream: Callable[[], Iterator[Bits]],
+        target: Target,
+        measurement: Measurement,
+        look: int,
+        totals: Relays,
+        ticker: Ticker | None,
+    ) -> Iterator[Task]:
+        is_counted = index in target.prune_steps
+        if self._step(index).method == "random":
+            extent = self._extents[target.name]
+            chunks = (c for s in sections(extent) for c in s.chunks()) if is_counted else ()
+            looks = iter(Look(self._source, target, extent, chunk, ()) for chunk in chunks)
+            for drawn in looks:
+                measurement.enlist(look)
+                yield self._counting(index, measurement, look, ticker, drawn)
+            return
+        # An earlier global step must see every tensor, to know where among them it is.
+        if is_counted or any(self._is_global(i) for i in target.prune_steps if i < index):
+
+            def make(seen: Look, _: Gathering | None) -> Task:
+                if not is_counted:
+                    return Measuring(seen, lambda *_: None, lambda _: None)
+                measurement.enlist(look)
+                return self._counting(index, measurement, look, ticker, seen)
+
+            yield from self.look_at(target, index, totals, make)
+
+    def _counting(
+        self,
+        index: int,
+        measurement: Measurement,
+        look: int,
+        ticker: Ticker | None,
+        seen: Look,
+    ) -> Measuring:
+        ranking = self._ranking(index, seen.target)
+        is_read = not isinstance(ranking, Draws)
+        entry = self._entries[index]
+
+        def count(bits: Bits, bench: Workbench) -> None:
+            measurement.add(look, *ranking.keys(bits, seen.chunk, bench), bench)
+
+        def settle(seconds: float) -> None:
+            entry.seconds += seconds
+            entry.bytes_read += seen.nbytes if is_read else 0
+            if ticker is not None:
+                ticker.advance(seen.nbytes)
+
+        return Measuring(seen, count, settle, is_read)
+
+    def _ticker(self, index: int, targets: Sequence[Target], looks: int) -> Ticker:
+        total = looks * sum(target.matrix.tensor.nbytes for target in targets)
+        steps = len(self._recipe.steps)
+        return Ticker(self._report, Progress("measure", index + 1, steps, 0, total, "bytes"))
+
+    def _is_global(self, index: int) -> bool:
+        return self._is_measured_whole(index) and self._step(index).scope == "global"
+
+    def _eraser(
+        self,
+        index: int,
+        target: Target,
+        section: Section,
+        strand: Sequence[tuple[int, Eraser]],
+        relays: Relays,
+    ) -> Generator[Task, None, Eraser]:
+        """Make a step's eraser of a section, measuring what the section alone can tell."""
+        step, ranking = self._step(index), self._ranking(index, target)
+        if step.structure != "unstructured":
+            is_transposed = target.matrix.is_transposed
+            positions = None if is_transposed else target.matrix.positions
+            return GroupEraser(ranking, int(step.structure[-1]), positions)
+        if step.scope != "row":
+            measurement = self._measured[index, "" if step.scope == "global" else target.name]
+            if section.extent.shape != "panel":
+                return ThresholdEraser(ranking, measurement, relays[index])
+            return (yield from self._share_ties(index, target, section, strand, relays[index]))
+        count = pruned_count(step.sparsity or 0.0, target.matrix.inputs)
+        if section.extent.shape == "rows":
+            return RowEraser(ranking, count)
+        if section.extent.shape == "panel":
+            return (yield from self._halve(index, target, section, strand, count))
+        measurement = Measurement(self._bell, count, ranking.key_bits)
+        for look in range(measurement.looks):
+            forks = [(i, eraser.fork()) for i, eraser in strand]
+            for chunk in section.chunks():
+                measurement.enlist(look)
+                seen = self._look(target, chunk, forks)
+                yield self._counting(index, measurement, look, None, seen)
+            measurement.close(look)
+        return ThresholdEraser(ranking, measurement, Relay(self._bell, 0))
+
+    def _gather(
+        self,
+        index: int,
+        target: Target,
+        section: Section,
+        strand: Sequence[tuple[int, Eraser]],
+        find: Callable[[Bits, Chunk, Workbench], Counts],
+        gathering: Gathering,
+    ) -> Iterator[Task]:
+        """Look at a section and gather what every chunk finds."""
+        forks = [(i, eraser.fork()) for i, eraser in strand]
+        entry = self._entries[index]
+        for chunk in section.chunks():
+            gathering.enlist()
+            seen = self._look(target, chunk, forks)
+
+            def use(bits: Bits, bench: Workbench, chunk: Chunk = chunk) -> None:
+                gathering.add(find(bits, chunk, bench))
+
+            def settle(seconds: float, nbytes: int = seen.nbytes) -> None:
+                entry.seconds += seconds
+                entry.bytes_read += nbytes
+
+            yield Measuring(seen, use, settle)
+        gathering.close()
+
+    def _share_ties(
+        self,
+        index: int,
+        target: Target,
+        section: Section,
+        strand: Sequence[tuple[int, Eraser]],
+        before: Relay[int],
+    ) -> Generator[Task, None, Eraser]:
+        name = "" if self._is_global(index) else target.name
+        measurement, ranking = self._measured[index, name], self._ranking(index, target)
+
+        def find(bits: Bits, chunk: Chunk, bench: Workbench) -> Counts:
+            keys, mask = ranking.keys(bits, chunk, bench)
+            threshold = measurement.result().key
+            return count_ties(keys, mask, np.full(chunk.width, threshold))
+
+        counts = Gathering(self._bell, np.add)
+        yield from self._gather(index, target, section, strand, find, counts)
+        limits = share_ties(measurement, counts, before)
+        return ColumnEraser(ranking, limits, self._no_ties(section))
+
+    def _halve(
+        self,
+        index: int,
+        target: Target,
+        section: Section,
+        strand: Sequence[tuple[int, Eraser]],
         count: int,
-        *,
-        is_wide: bool,
-    ) -> Threshold:
-        if (index, name) not in self._thresholds:
-            started = time.perf_counter()
-            self._thresholds[index, name] = find_threshold(stream, count, is_wide=is_wide)
-            self._entries[index].seconds += time.perf_counter() - started
-        return self._thresholds[index, name]
+    ) -> Generator[Task, None, Eraser]:
+        ranking = self._ranking(index, target)
+        thresholds: Promise[Counts] = Promise(lambda: np.zeros(section.width, np.int64))
+        for bit in range(ranking.key_bits - 1, -1, -1):
+            counts = Gathering(self._bell, np.add)
+            find = partial(_count_below, ranking, thresholds, 1 << bit)
+            yield from self._gather(index, target, section, strand, find, counts)
+            thresholds = halve(thresholds, bit, counts, count)
+        below = Gathering(self._bell, np.add)
+        find = partial(_count_below, ranking, thresholds, 0)
+        yield from self._gather(index, target, section, strand, find, below)
+        limits = Promise(lambda: Limits(thresholds.get(), count - below.result()))
+        return ColumnEraser(ranking, limits, self._no_ties(section))
 
-    def _keys(
-        self, index: int, target: Target, erasers: Sequence[Eraser], *, is_wide: bool
-    ) -> Iterator[Bits]:
-        dtype, bench = target.matrix.tensor.dtype, self._source.bench
-        for _, bits in self._source.read(target):
-            self._entries[index].bytes_read += bits.nbytes
-            for eraser in erasers:
-                eraser.erase(bits, dtype, bench)
-            yield wide_keys_of(bits, dtype, bench) if is_wide else keys_of(bits, bench)
+    def _no_ties(self, section: Section) -> Relay[Counts]:
+        return Relay(self._bell, np.zeros(section.width, np.int64))
 
-    def _all_keys(self, index: int, ticker: Ticker, *, is_wide: bool) -> Iterator[Bits]:
-        walk = self.begin(index)
-        for target in self._targets:
-            is_measured = index in target.prune_steps
-            # An earlier global step must see every tensor, to know where among them it is.
-            if is_measured or any(self.is_global(i) for i in target.prune_steps if i < index):
-                erasers = [eraser for _, eraser in walk.erasers(target)]
-                for keys in self._keys(index, target, erasers, is_wide=is_wide):
-                    if is_measured:
-                        ticker.advance(keys.size * target.itemsize)
-                        yield keys
+    def _find_peaks(
+        self, target: Target, section: Section, strand: Sequence[tuple[int, Eraser]]
+    ) -> Generator[Task, None, Gathering | None]:
+        """Find what the scales of a section need to know, where its chunks alone cannot tell."""
+        shape = section.extent.shape
+        if target.scheme is None or shape not in ("panel", "pieces") or target.group_size:
+            return None
+        mask = MAGNITUDE[target.itemsize]
+        find = partial(_find_peaks, mask, is_row=shape == "pieces")
+        peaks = Gathering(self._bell, np.maximum)
+        yield from self._gather(len(self._entries) - 1, target, section, strand, find, peaks)
+        return peaks
 
 
-class PruningPass:
-    """One pass over the targets, in the order of the files; each must be read to its end.
+def _count_below(
+    ranking: Ranking,
+    thresholds: Promise[Counts],
+    bit: int,
+    bits: Bits,
+    chunk: Chunk,
+    bench: Workbench,
+) -> Counts:
+    keys, mask = ranking.keys(bits, chunk, bench)
+    return count_below(keys, mask, thresholds.get() | bit)
 
-    Args:
-        pruning: Makes the erasers.
-        limit: Steps from this one on are left out.
-    """
 
-    def __init__(self, pruning: Pruning, limit: int) -> None:
-        self._pruning = pruning
-        self._limit = limit
-        self._shared: dict[int, Eraser] = {}
-
-    def erasers(self, target: Target) -> list[tuple[int, Eraser]]:
-        """Give the next tensor's erasers with the index of their step, in order."""
-        found: list[tuple[int, Eraser]] = []
-        for index in target.prune_steps:
-            if index >= self._limit:
-                break
-            if not self._pruning.is_global(index):
-                earlier = [eraser for _, eraser in found]
-                found.append((index, self._pruning.local_eraser(index, target, earlier)))
-                continue
-            if index not in self._shared:
-                self._shared[index] = self._pruning.global_eraser(index)
-            found.append((index, self._shared[index]))
-        return found
+def _find_peaks(mask: int, bits: Bits, *_: object, is_row: bool) -> Counts:
+    if is_row:
+        return np.array([float_kernels.largest(bits.reshape(-1), mask)], np.int64)
+    peaks = np.zeros(bits.shape[1], np.int64)
+    column_kernels.raise_peaks(bits, mask, peaks)
+    return peaks
 
 
 def _seed(seed: int, index: int, name: str) -> int:

@@ -1,116 +1,180 @@
 """The loops of pruning, compiled.
 
-Dimension key: C output channels, I inputs of one channel.
+Dimension key: R rows of a chunk, W values of each.
 
-Weights come as bit patterns: without the sign bit, the integer order of finite floats is the order
-of their magnitudes. `keys` are such magnitudes; `engine.magnitudes` makes them.
+Weights come as bit patterns, and `keys` decide which of them become 0: the smallest. Keys are the
+patterns themselves, whose `mask` leaves their magnitude, or integers that were made of them.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from engine.compilation import Bits, Counts, kernel
+from engine.float_kernels import RUN, count_equal, sums_of_squares, widen
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @kernel(
-    "UniTuple(float64, 2)(uint16[:, ::1], uint16[:, ::1], uint32)",
-    "UniTuple(float64, 2)(uint32[:, ::1], uint32[:, ::1], uint32)",
-    reorder_sums=True,
+    "void(uint16[::1], uint16[::1], int64, uint16, uint32[:, ::1], float64[::1])",
+    "void(uint32[::1], uint32[::1], int64, uint32, uint32[:, ::1], float64[::1])",
 )
-def pruning_errors(before: Bits, after: Bits, shift: int) -> tuple[float, float]:
+def tally(before: Bits, after: Bits, kind: int, mask: int, scratch: Bits, tallies: Counts) -> None:
     """Measure what pruning took away.
 
     Args:
-        before: Bit patterns as they came in, [C, I].
-        after: Bit patterns after pruning, [C, I]: those of `before`, or 0.
-        shift: As in `round_channels`.
-
-    Returns:
-        The sum of squares of what became 0, and the sum of squares of `before`.
+        before: Bit patterns as they came in.
+        after: Bit patterns after pruning: those of `before`, or 0.
+        kind: Their dtype.
+        mask: What leaves the magnitude of a pattern.
+        scratch: Memory for float32 values, [at least 2, RUN].
+        tallies: As in `rounding_kernels.TALLIES`; added to, but for the zeros that came in.
     """
-    channels, inputs = before.shape
-    pattern = np.empty(inputs, np.uint32)
-    weight = pattern.view(np.float32)
-    squared_error = 0.0
-    squares = 0.0
-    for channel in range(channels):
-        for i in range(inputs):
-            pattern[i] = np.uint32(before[channel, i]) << shift
-        for i in range(inputs):
-            square = np.float64(weight[i]) * np.float64(weight[i])
-            squares += square
-            squared_error += square if after[channel, i] == 0 else 0.0
-    return squared_error, squares
+    for start in range(0, after.size, RUN):
+        stop = min(start + RUN, after.size)
+        original, erased = scratch[0, : stop - start], scratch[1, : stop - start]
+        widen(before[start:stop], kind, original)
+        for i in range(stop - start):
+            erased[i] = original[i] if after[start + i] == 0 else 0
+        squared_error, squares = sums_of_squares(erased.view(np.float32), original.view(np.float32))
+        tallies[1] += count_equal(after[start:stop], mask, mask & ~mask)
+        tallies[2] += squared_error
+        tallies[3] += squares
 
 
 @kernel(
-    "void(uint16[:, ::1], uint32, int64[::1])",
-    "void(uint32[:, ::1], uint32, int64[::1])",
+    "void(uint16[::1], uint16, int64, int64, int64, uint32[::1])",
+    "void(uint32[::1], uint32, int64, int64, int64, uint32[::1])",
 )
-def count_high(keys: Bits, shift: int, histogram: Counts) -> None:
-    """Add every ``key >> shift`` to the histogram.
+def count_digits(
+    keys: Bits, mask: int, shift: int, digit: int, prefix: int, histogram: Counts
+) -> None:
+    """Add a digit of every key to a histogram.
 
     Args:
-        keys: Magnitudes, [C, I].
-        shift: How many low bits to leave out.
-        histogram: Counts, long enough for every value.
+        keys: Integers.
+        mask: Which of their bits are the key.
+        shift: How many bits are below the digit.
+        digit: How many bits the digit has.
+        prefix: What is above the digit in the keys that count; -1 counts every key.
+        histogram: ``2 ** digit`` counts.
     """
-    for channel in range(keys.shape[0]):
-        for i in range(keys.shape[1]):
-            histogram[keys[channel, i] >> shift] += 1
+    low = (np.int64(1) << digit) - 1
+    if prefix < 0:
+        for i in range(keys.size):
+            histogram[np.int64(keys[i] & mask) >> shift] += np.uint32(1)
+        return
+    for i in range(keys.size):
+        key = np.int64(keys[i] & mask)
+        if key >> (shift + digit) == prefix:
+            histogram[(key >> shift) & low] += np.uint32(1)
 
 
-@kernel("void(uint32[:, ::1], uint32, uint32, int64[::1])")
-def count_low(keys: Bits, shift: int, high: int, histogram: Counts) -> None:
-    """Add the low bits of every key whose high bits are `high` to the histogram.
+@kernel("void(uint32[::1], int64[::1])")
+def move_counts(mine: Counts, total: Counts) -> None:
+    """Add one histogram to another and empty the first."""
+    for i in range(mine.size):
+        total[i] += mine[i]
+    mine[:] = 0
 
-    Args:
-        keys: Magnitudes, [C, I].
-        shift: How many bits are low.
-        high: The ``key >> shift`` to look at.
-        histogram: ``2 ** shift`` counts.
-    """
-    low = (np.uint32(1) << shift) - np.uint32(1)
-    for channel in range(keys.shape[0]):
-        for i in range(keys.shape[1]):
-            key = keys[channel, i]
-            if key >> shift == high:
-                histogram[key & low] += 1
+
+@kernel("UniTuple(int64, 2)(int64[::1], int64)", "UniTuple(int64, 2)(uint32[::1], int64)")
+def locate(histogram: Counts, count: int) -> tuple[int, int]:
+    """Find the bin of the count-th smallest, and how many of that bin are among the smallest."""
+    left = count
+    for place in range(histogram.size):
+        inside = np.int64(histogram[place])
+        if left <= inside:
+            return place, left
+        left -= inside
+    return histogram.size - 1, np.int64(0)
+
+
+@kernel("int64(uint16[::1], uint16, uint16)", "int64(uint32[::1], uint32, uint32)")
+def count_below(keys: Bits, mask: int, limit: int) -> int:
+    """Count the keys below a limit."""
+    total = 0
+    # As in `count_equal`.
+    for start in range(0, keys.size, 32768):
+        part = keys[start : start + 32768]
+        count = np.uint16(0)
+        for i in range(part.size):
+            count = np.uint16(count + np.uint16((part[i] & mask) < limit))
+        total += np.int64(count)
+    return total
 
 
 @kernel(
-    "void(uint16[:, ::1], uint16[:, ::1], uint16[::1], int64[::1])",
-    "void(uint32[:, ::1], uint32[:, ::1], uint32[::1], int64[::1])",
-    "void(uint16[:, ::1], uint32[:, ::1], uint32[::1], int64[::1])",
+    "void(uint16[::1], uint16[::1], uint16, int64)",
+    "void(uint32[::1], uint32[::1], uint32, int64)",
+    "void(uint16[::1], uint32[::1], uint32, int64)",
 )
-def erase_smallest(bits: Bits, keys: Bits, thresholds: Bits, ties: Counts) -> None:
-    """Zero what lies below a channel's threshold, and the first `ties` that equal it, in place.
+def _erase_below(bits: Bits, keys: Bits, mask: int, limit: int) -> None:
+    for i in range(bits.size):
+        bits[i] = 0 if (keys[i] & mask) < limit else bits[i]
+
+
+@kernel(
+    "void(uint16[::1], uint16[::1], uint16, uint16, int64)",
+    "void(uint32[::1], uint32[::1], uint32, uint32, int64)",
+    "void(uint16[::1], uint32[::1], uint32, uint32, int64)",
+)
+def erase_smallest(bits: Bits, keys: Bits, mask: int, threshold: int, ties: int) -> None:
+    """Zero what lies below a threshold, and the first `ties` that equal it, in place.
 
     Args:
-        bits: Bit patterns, [C, I].
-        keys: Their magnitudes, [C, I].
-        thresholds: One key per channel, [C].
-        ties: How many equal keys are still to become 0, [C]; counted down.
+        bits: Bit patterns.
+        keys: What decides, as many.
+        mask: Which bits of them.
+        threshold: A key.
+        ties: How many equal keys become 0; more than there are means all.
     """
-    for channel in range(bits.shape[0]):
-        threshold = thresholds[channel]
-        left = ties[channel]
-        i = 0
-        while i < bits.shape[1] and left > 0:
-            key = keys[channel, i]
-            left -= np.int64(key == threshold)
-            bits[channel, i] = 0 if key <= threshold else bits[channel, i]
-            i += 1
-        rest, rest_keys = bits[channel, i:], keys[channel, i:]
-        for j in range(rest.size):
-            rest[j] = 0 if rest_keys[j] < threshold else rest[j]
-        ties[channel] = left
+    left = ties
+    i = 0
+    while i < bits.size and left > 0:
+        stop = min(i + RUN, bits.size)
+        equal = count_equal(keys[i:stop], mask, threshold)
+        if equal > left:
+            break
+        left -= equal
+        _erase_below(bits[i:stop], keys[i:stop], mask, np.int64(threshold) + 1)
+        i = stop
+    while i < bits.size and left > 0:
+        key = keys[i] & mask
+        left -= np.int64(key == threshold)
+        bits[i] = 0 if key <= threshold else bits[i]
+        i += 1
+    _erase_below(bits[i:], keys[i:], mask, threshold)
+
+
+@kernel(
+    "void(uint16[:, ::1], uint16[:, ::1], uint16, int64, int64)",
+    "void(uint32[:, ::1], uint32[:, ::1], uint32, int64, int64)",
+    "void(uint16[:, ::1], uint32[:, ::1], uint32, int64, int64)",
+)
+def erase_in_rows(bits: Bits, keys: Bits, mask: int, key_bits: int, count: int) -> None:
+    """Zero the `count` smallest of every row, the first among equals, in place.
+
+    Args:
+        bits: Bit patterns, [R, W].
+        keys: What decides, [R, W].
+        mask: Which bits of them.
+        key_bits: How many bits those are.
+        count: How many of each row; at least 1.
+    """
+    for row in range(bits.shape[0]):
+        # Halving the range of keys takes a look at the row for every bit, each so fast in vectors
+        # that sorting or a histogram would take longer.
+        threshold = np.int64(0)
+        for bit in range(key_bits - 1, -1, -1):
+            candidate = threshold | (np.int64(1) << bit)
+            if count_below(keys[row], mask, candidate) < count:
+                threshold = candidate
+        ties = count - count_below(keys[row], mask, threshold)
+        erase_smallest(bits[row], keys[row], mask, threshold, ties)
 
 
 @kernel("uint64(uint64, uint64)")
-def _draw(seed: np.uint64, position: np.uint64) -> np.uint64:
+def _draw(seed: int, position: int) -> int:
     # Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators": splitmix64,
     # whose state is a counter, so a draw needs nothing but its place.
     mixed = seed + (position + np.uint64(1)) * _GOLDEN
@@ -119,94 +183,19 @@ def _draw(seed: np.uint64, position: np.uint64) -> np.uint64:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-@kernel(
-    "void(uint16[:, ::1], uint64, int64, int64[::1], int64[::1])",
-    "void(uint32[:, ::1], uint64, int64, int64[::1], int64[::1])",
-)
-def erase_drawn(bits: Bits, seed: np.uint64, position: int, left: Counts, picks: Counts) -> None:
-    """Zero exactly `picks` of the `left` weights that a channel still has, in place.
-
-    Knuth, The Art of Computer Programming, volume 2, section 3.4.2, algorithm S: each weight is
-    chosen with probability picks / left, so the number is exact and no weight is preferred.
+@kernel("void(uint32[:, ::1], uint64, int64, int64, int64)")
+def draw_keys(keys: Bits, seed: int, position: int, row_step: int, column_step: int) -> None:
+    """Fill keys with draws: the same for the same seed and position, whatever the chunk.
 
     Args:
-        bits: Bit patterns, [C, I].
+        keys: Where the draws go, [R, W].
         seed: Seed of the draws.
-        position: How many draws came before these.
-        left: Weights not yet looked at per channel, [C]; counted down.
-        picks: How many of those become 0, [C]; counted down.
+        position: Position of the first.
+        row_step: How far the positions of neighbours in a column lie apart.
+        column_step: How far those of neighbours in a row do.
     """
-    channels, inputs = bits.shape
-    for channel in range(channels):
-        remaining = left[channel]
-        wanted = picks[channel]
-        for i in range(inputs):
-            place = np.uint64(position + channel * inputs + i)
-            uniform = np.float64(_draw(seed, place) >> np.uint64(11)) * 2.0**-53
-            # Near 1 the product may round up to `remaining`, so a draw that must be made is tested.
-            if wanted == remaining or uniform * remaining < wanted:
-                bits[channel, i] = 0
-                wanted -= 1
-            remaining -= 1
-        left[channel] = remaining
-        picks[channel] = wanted
-
-
-@kernel("void(uint32[:, ::1], uint64, int64)")
-def draw_keys(keys: Bits, seed: np.uint64, position: int) -> None:
-    """Fill keys with draws.
-
-    Args:
-        keys: Where the draws go, [C, I].
-        seed: Seed of the draws.
-        position: How many draws came before these.
-    """
-    channels, inputs = keys.shape
-    for channel in range(channels):
-        for i in range(inputs):
-            place = np.uint64(position + channel * inputs + i)
-            keys[channel, i] = np.uint32(_draw(seed, place) >> np.uint64(32))
-
-
-@kernel("void(uint16[:, ::1], uint8[:, ::1])", "void(uint32[:, ::1], uint8[:, ::1])")
-def _count_larger(planes: Bits, beaten: npt.NDArray[np.uint8]) -> None:
-    beaten[:] = 0
-    for i in range(planes.shape[0]):
-        for j in range(i + 1, planes.shape[0]):
-            earlier, later = planes[i], planes[j]
-            earlier_beaten, later_beaten = beaten[i], beaten[j]
-            for k in range(earlier.size):
-                is_larger = np.uint8(later[k] > earlier[k])
-                earlier_beaten[k] += is_larger
-                later_beaten[k] += np.uint8(1) - is_larger
-
-
-@kernel(
-    "void(uint16[:, :, :, ::1], uint16[:, :, :, ::1])",
-    "void(uint32[:, :, :, ::1], uint32[:, :, :, ::1])",
-    "void(uint16[:, :, :, ::1], uint32[:, :, :, ::1])",
-)
-def erase_in_groups(bits: Bits, keys: Bits) -> None:
-    """Keep the larger half of every group of consecutive inputs, in place; ties keep the earliest.
-
-    Args:
-        bits: Bit patterns, [C, groups, inputs of a group, positions]; a convolution has as many
-            positions as its kernel has places, a Linear has one.
-        keys: What decides, of the same shape.
-    """
-    channels, groups, size, positions = bits.shape
-    # Laid out by place in the group, the comparisons run over all groups of a channel at once.
-    planes = np.empty((size, groups * positions), keys.dtype)
-    beaten = np.empty((size, groups * positions), np.uint8)
-    for channel in range(channels):
-        for group in range(groups):
-            for i in range(size):
-                for p in range(positions):
-                    planes[i, group * positions + p] = keys[channel, group, i, p]
-        _count_larger(planes, beaten)
-        for group in range(groups):
-            for i in range(size):
-                for p in range(positions):
-                    is_small = 2 * beaten[i, group * positions + p] >= size
-                    # Half of the groups' values go, at places that no branch predictor can learn.
-                    bits[channel, group, i, p] = 0 if is_small else bits[channel, group, i, p]
+    for row in range(keys.shape[0]):
+        start = position + row * row_step
+        for i in range(keys.shape[1]):
+            place = np.uint64(start + i * column_step)
+            keys[row, i] = np.uint32(_draw(seed, place) >> np.uint64(32))

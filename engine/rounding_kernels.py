@@ -1,97 +1,266 @@
-"""The loops of int8 rounding, compiled.
+"""The loops of int8 rounding, compiled: one look at every weight while it is in the cache.
 
-Dimension key: C output channels, I inputs of one channel.
+Dimension key: R rows of a chunk, W values of each, G groups of inputs with a scale of their own.
+
+Scheme: Jacob et al., 2018, arXiv:1712.05877, section 2.1, with zero point 0 and the range -128 to
+127; the scale is amax / 127.5 as in compressed-tensors. It differs in one place: the scale is
+rounded up to its stored dtype before it is used, so the stored number is the one that was divided
+by, and no weight lies more than half a step from its int8 value.
 """
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.compilation import Bits, kernel
+from engine.float_kernels import BF16, F16, RUN, count_equal, largest, sums_of_squares, widen
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
 
 #: Adding and taking away 1.5 * 2**23 rounds a float32 of this size to the nearest integer, ties to
 #: even, in two vector instructions.
 _ROUNDER = np.float32(12582912.0)
+_STEPS = np.float32(127.5)
+_SCALE_OF_ZEROS = np.finfo(np.float32).eps
+#: The least scale: far below any weight that matters, and no loader flushes it to zero.
+_LEAST_SCALE = (np.float32(2.0**-126), np.float32(2.0**-24), np.float32(2.0**-126))
+#: From this scale on, -128 steps are an infinity in the weight's dtype; the factor makes it a scale
+#: of which every weight is a finite number of steps.
+_OVERFLOWING = (np.float32(2.0**121), np.float32(2.0**9), np.float32(2.0**121))
+_FACTOR = (np.float32(1.25), np.float32(1 + 2.0**-10), np.float32(1 + 2.0**-22))
+
+#: What `tallies` holds, in this order: exact zeros that came in and that went out, the sum of
+#: squared differences to what came in, the sum of squares of that, the largest difference to what
+#: was rounded, in scales.
+TALLIES = 5
+#: Rows of `scratch`, each `RUN` long.
+SCRATCH_ROWS = 3
 
 
-@kernel(
-    "void(uint16[:, ::1], uint32, float32[::1], int8[:, ::1])",
-    "void(uint32[:, ::1], uint32, float32[::1], int8[:, ::1])",
-)
-def round_channels(
-    bits: Bits, shift: int, scales: npt.NDArray[np.float32], rounded: npt.NDArray[np.int8]
-) -> None:
-    """Write ``clamp(round_half_even(weight / scale), -128, 127)``.
-
-    Args:
-        bits: Bit patterns, [C, I].
-        shift: What turns a pattern into that of the float32 of equal value: 16 for BF16, 0 for F32.
-        scales: One float32 scale per channel, [C]; none is 0.
-        rounded: Where the int8 values go, [C, I].
-    """
-    channels, inputs = bits.shape
-    pattern = np.empty(inputs, np.uint32)
-    weight = pattern.view(np.float32)
-    for channel in range(channels):
-        scale = scales[channel]
-        for i in range(inputs):
-            pattern[i] = np.uint32(bits[channel, i]) << shift
-        for i in range(inputs):
-            ratio = weight[i] / scale
-            ratio = max(min(ratio, np.float32(127.0)), np.float32(-128.0))
-            rounded[channel, i] = np.int8((ratio + _ROUNDER) - _ROUNDER)
+@kernel("float32(uint32, int64)")
+def value_of(pattern: int, kind: int) -> float:
+    """Give the float32 that equals a positive bit pattern of a dtype."""
+    if kind == BF16:
+        return np.uint32(pattern << np.uint32(16)).view(np.float32)
+    if kind == F16:
+        single = np.uint32(pattern << np.uint32(13)).view(np.float32)
+        return single * np.float32(2.0**112)
+    return np.uint32(pattern).view(np.float32)
 
 
-@kernel(
-    "UniTuple(float64, 3)(uint16[:, ::1], uint16[:, ::1], uint32, float32[::1], int8[:, ::1])",
-    "UniTuple(float64, 3)(uint32[:, ::1], uint32[:, ::1], uint32, float32[::1], int8[:, ::1])",
-    reorder_sums=True,
-)
-def rounding_errors(
-    before: Bits,
-    after: Bits,
-    shift: int,
-    scales: npt.NDArray[np.float32],
-    rounded: npt.NDArray[np.int8],
-) -> tuple[float, float, float]:
-    """Compare int8 values with the weights that came in and with the ones that were rounded.
+@kernel("uint32(uint32, int64)")
+def scale_of(peak: int, kind: int) -> int:
+    """Give the scale of a channel.
 
     Args:
-        before: Bit patterns as they came in, [C, I].
-        after: Bit patterns after pruning, [C, I].
-        shift: As in `round_channels`.
-        scales: One float32 scale per channel, [C].
-        rounded: The int8 values, [C, I].
+        peak: The channel's largest magnitude.
+        kind: The dtype of its weights, and of the scale.
 
     Returns:
-        The sum of squared differences to `before`, the sum of squares of `before`, and the largest
-        difference to `after` in units of the scale.
+        The bit pattern of the least scale of that dtype that is not below amax / 127.5; 2**-23 for
+        a channel of zeros.
     """
-    channels, inputs = before.shape
-    pattern = np.empty((2, inputs), np.uint32)
-    weight = pattern.view(np.float32)
-    restored = np.empty(inputs, np.float32)
-    distance = np.empty(inputs, np.float32)
-    distance_bits = distance.view(np.uint32)
-    squared_error = 0.0
-    squares = 0.0
-    worst = 0.0
-    for channel in range(channels):
-        scale = scales[channel]
-        for i in range(inputs):
-            pattern[0, i] = np.uint32(before[channel, i]) << shift
-            pattern[1, i] = np.uint32(after[channel, i]) << shift
-        for i in range(inputs):
-            restored[i] = np.float32(rounded[channel, i]) * scale
-            distance[i] = abs(weight[1, i] - restored[i])
-        for i in range(inputs):
-            original = np.float64(weight[0, i])
-            difference = original - np.float64(restored[i])
-            squared_error += difference * difference
-            squares += original * original
-        # Positive floats have the order of their bit patterns, and integers compare in vectors.
-        largest = np.uint32(0)
-        for i in range(inputs):
-            largest = max(largest, distance_bits[i])
-        distance_bits[0] = largest
-        worst = max(worst, np.float64(distance[0]) / np.float64(scale))
-    return squared_error, squares, worst
+    scale = max(value_of(peak, kind) / _STEPS, _LEAST_SCALE[kind])
+    if peak == 0:
+        scale = _SCALE_OF_ZEROS
+    if scale >= _OVERFLOWING[kind]:
+        scale = np.float32(scale * _FACTOR[kind])
+    pattern = np.float32(scale).view(np.uint32)
+    if kind == BF16:
+        return (pattern + np.uint32(0xFFFF)) >> np.uint32(16)
+    if kind == F16:
+        if scale < np.float32(2.0**-14):
+            return np.uint32(np.ceil(scale * np.float32(2.0**24)))
+        return ((pattern + np.uint32(0x1FFF)) >> np.uint32(13)) - np.uint32(112 << 10)
+    return pattern
+
+
+@kernel("void(float32[::1], float32[::1], uint8, uint8[::1], float32[::1])")
+def _round(weight: Floats, scale: Floats, flip: int, rounded: Bytes, steps: Floats) -> None:
+    for i in range(weight.size):
+        ratio = weight[i] / scale[i]
+        value = (max(min(ratio, np.float32(127.0)), np.float32(-128.0)) + _ROUNDER) - _ROUNDER
+        rounded[i] = np.uint8(np.int8(value)) ^ flip
+        steps[i] = abs(ratio - value)
+
+
+@kernel("void(float32[::1], float32[::1], uint8, uint8[::1], float32[::1])")
+def _compare(weight: Floats, scale: Floats, flip: int, rounded: Bytes, error: Floats) -> None:
+    for i in range(weight.size):
+        error[i] = weight[i] - np.float32(np.int8(rounded[i] ^ flip)) * scale[i]
+
+
+@kernel(
+    "void(uint16[::1], uint16[::1], b1, int64, float32[::1], uint8, uint8[::1], uint32[:, ::1],"
+    " float64[::1])",
+    "void(uint32[::1], uint32[::1], b1, int64, float32[::1], uint8, uint8[::1], uint32[:, ::1],"
+    " float64[::1])",
+)
+def round_run(
+    before: Bits,
+    after: Bits,
+    is_pruned: bool,  # noqa: FBT001 - numba takes arguments by position
+    kind: int,
+    scales: Floats,
+    flip: int,
+    rounded: Bytes,
+    scratch: npt.NDArray[np.uint32],
+    tallies: Doubles,
+) -> None:
+    """Write ``clamp(round_half_even(weight / scale), -128, 127)`` of at most `RUN` weights.
+
+    Args:
+        before: Bit patterns as they came in.
+        after: Bit patterns after pruning, as many.
+        is_pruned: Whether the two may differ.
+        kind: Their dtype.
+        scales: The scale of each.
+        flip: Exclusive-ored to every byte: 0x80 turns a value into value + 128.
+        rounded: Where the bytes go.
+        scratch: Memory for float32 values, [at least 2, RUN].
+        tallies: What `TALLIES` says; added to, but for the zeros that came in.
+    """
+    single, other = scratch[0, : after.size], scratch[1, : after.size]
+    weight, error = single.view(np.float32), other.view(np.float32)
+    widen(after, kind, single)
+    _round(weight, scales, flip, rounded, error)
+    # Positive floats have the order of their bit patterns, and integers compare in vectors.
+    worst = np.uint32(largest(other, np.uint32(0xFFFFFFFF))).view(np.float32)
+    if is_pruned:
+        widen(before, kind, single)
+    _compare(weight, scales, flip, rounded, error)
+    squared_error, squares = sums_of_squares(error, weight)
+    tallies[1] += count_equal(rounded, np.uint8(0xFF), flip)
+    tallies[2] += squared_error
+    tallies[3] += squares
+    tallies[4] = max(tallies[4], np.float64(worst))
+
+
+@kernel(
+    "void(uint16[::1], int64, uint16, int64, uint16[::1])",
+    "void(uint32[::1], int64, uint32, int64, uint32[::1])",
+)
+def find_scales(bits: Bits, kind: int, mask: int, group_size: int, stored: Bits) -> None:
+    """Find the scale of every group.
+
+    Args:
+        bits: Bit patterns, a whole number of groups.
+        kind: Their dtype.
+        mask: What leaves the magnitude of a pattern.
+        group_size: How many consecutive values make a group.
+        stored: Where the bit patterns of the scales go.
+    """
+    for group in range(bits.size // group_size):
+        values = bits[group * group_size : (group + 1) * group_size]
+        stored[group] = scale_of(largest(values, mask), kind)
+
+
+@kernel(
+    "void(uint16[::1], uint16[::1], b1, int64, uint16[::1], int64, uint8, uint8[::1],"
+    " uint32[:, ::1], float64[::1])",
+    "void(uint32[::1], uint32[::1], b1, int64, uint32[::1], int64, uint8, uint8[::1],"
+    " uint32[:, ::1], float64[::1])",
+)
+def round_row(
+    before: Bits,
+    after: Bits,
+    is_pruned: bool,  # noqa: FBT001 - numba takes arguments by position
+    kind: int,
+    stored: Bits,
+    group_size: int,
+    flip: int,
+    rounded: Bytes,
+    scratch: npt.NDArray[np.uint32],
+    tallies: Doubles,
+) -> None:
+    """Round consecutive values of a row to int8.
+
+    Args:
+        before: Bit patterns as they came in.
+        after: Bit patterns after pruning, as many.
+        is_pruned: Whether the two may differ.
+        kind: Their dtype.
+        stored: Bit patterns of the scales, one for every group.
+        group_size: How many consecutive values make a group; the first begins one.
+        flip: As in `round_run`.
+        rounded: Where the bytes go; what is left of it becomes 0.
+        scratch: Memory for float32 values, [3, RUN].
+        tallies: As in `round_run`.
+    """
+    scales = scratch[2].view(np.float32)
+    is_even = group_size >= after.size
+    scales[:] = value_of(stored[0], kind) if after.size else np.float32(1.0)
+    for start in range(0, after.size, RUN):
+        stop = min(start + RUN, after.size)
+        i = 0 if is_even else start
+        while not is_even and i < stop:
+            group = i // group_size
+            end = min(stop, (group + 1) * group_size)
+            scales[i - start : end - start] = value_of(stored[group], kind)
+            i = end
+        round_run(
+            before[start:stop],
+            after[start:stop],
+            is_pruned,
+            kind,
+            scales[: stop - start],
+            flip,
+            rounded[start:stop],
+            scratch,
+            tallies,
+        )
+    rounded[after.size :] = 0
+
+
+@kernel(
+    "void(uint16[:, ::1], uint16[:, ::1], b1, int64, uint16, int64, uint16[::1], uint8,"
+    " uint8[:, ::1], uint32[:, ::1], float64[::1])",
+    "void(uint32[:, ::1], uint32[:, ::1], b1, int64, uint32, int64, uint32[::1], uint8,"
+    " uint8[:, ::1], uint32[:, ::1], float64[::1])",
+)
+def round_rows(
+    before: Bits,
+    after: Bits,
+    is_pruned: bool,  # noqa: FBT001 - numba takes arguments by position
+    kind: int,
+    mask: int,
+    group_size: int,
+    stored: Bits,
+    flip: int,
+    rounded: Bytes,
+    scratch: npt.NDArray[np.uint32],
+    tallies: Doubles,
+) -> None:
+    """Round rows to int8, finding their scales.
+
+    Args:
+        before: Bit patterns as they came in, [R, W]; finite.
+        after: Bit patterns after pruning, [R, W].
+        is_pruned: Whether the two may differ.
+        kind: Their dtype.
+        mask: What leaves the magnitude of a pattern.
+        group_size: How many consecutive values share a scale; it divides W.
+        stored: Where the bit patterns of the scales go, [R * G].
+        flip: As in `round_run`.
+        rounded: Where the bytes go, [R, at least W]; what is left of a row becomes 0.
+        scratch: As in `round_row`.
+        tallies: As in `round_run`.
+    """
+    rows, width = after.shape
+    groups = width // max(1, group_size)
+    for row in range(rows):
+        scales = stored[row * groups : (row + 1) * groups]
+        find_scales(after[row], kind, mask, group_size, scales)
+        round_row(
+            before[row],
+            after[row],
+            is_pruned,
+            kind,
+            scales,
+            group_size,
+            flip,
+            rounded[row],
+            scratch,
+            tallies,
+        )

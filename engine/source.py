@@ -1,40 +1,37 @@
-"""The model's files, open for reading block by block."""
+"""The model's files, open for reading chunk by chunk."""
 
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from engine.blocks import read_block
+import numpy as np
+
+from engine import float_kernels
+from engine.chunks import Chunk, file_position
 from engine.compilation import Bits
-from engine.kernels import Kernels
-from engine.magnitudes import first_non_finite, keys_of
+from engine.rankings import MAGNITUDE
 from engine.workbench import Workbench
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
-from planning.matrices import Block, Matrix, blocks
+from planning.extents import Extent
 from planning.selection import Target
+
+#: The integers that hold the bit patterns of weights, by the bytes that they have.
+_PATTERNS = {2: np.uint16, 4: np.uint32}
+#: The pattern of infinity: it and everything above is not finite.
+_INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 
 
 class Source:
-    """Reads tensors of a checkpoint in blocks; a context that closes its files.
+    """Reads tensors of a checkpoint in chunks; a context that closes its files.
 
     Args:
         checkpoint: The model.
-        chunk_bytes: How large a block may be.
-        kernels: What computes on the blocks.
-
-    Attributes:
-        bench: Memory that all blocks of the job share.
     """
 
-    bench: Workbench
-
-    def __init__(self, checkpoint: Checkpoint, chunk_bytes: int, kernels: Kernels) -> None:
-        self.bench = Workbench(kernels)
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._chunk_bytes = chunk_bytes
         self._places: dict[str, tuple[int, int]] = {}
         self._stack = ExitStack()
 
@@ -59,33 +56,54 @@ class Source:
         """Give the file descriptor of a tensor and the offset of its first byte."""
         return self._places[tensor_name]
 
-    def read(self, target: Target) -> Iterator[tuple[Block, Bits]]:
-        """Read a tensor block by block.
+    def read(self, target: Target, extent: Extent, chunk: Chunk, bench: Workbench) -> Bits:
+        """Read a chunk.
 
         Args:
             target: The tensor.
+            extent: How it is cut.
+            chunk: Which part of it.
+            bench: Where the result lies, as ``"read"``.
 
-        Yields:
-            Each block with its bit patterns, valid until the next one.
+        Returns:
+            Its bit patterns, [rows, width].
 
         Raises:
             Problem: `non_finite_weight`, with the tensor and the index of the first NaN or
-                infinity in it.
+                infinity in the chunk; `invalid_checkpoint`: the file ended early.
         """
-        matrix = target.matrix
         file, start = self.place(target.name)
-        for block in blocks(matrix, self._chunk_bytes, whole_channels=target.whole_channels):
-            bits = read_block(file, start, matrix, block, self.bench)
-            self._refuse_non_finite(matrix, block, bits)
-            yield block, bits
+        itemsize = target.itemsize
+        shape = (chunk.rows, chunk.width)
+        bits: Bits = bench.take("read", shape, _PATTERNS[itemsize])
+        first = start + file_position(chunk, extent) * itemsize
+        if chunk.is_run:
+            _read_into(file, bits, first)
+        else:
+            for i, row in enumerate(bits):
+                _read_into(file, row, first + i * extent.file_columns * itemsize)
+        self._refuse_non_finite(target, extent, chunk, bits)
+        return bits
 
-    def _refuse_non_finite(self, matrix: Matrix, block: Block, bits: Bits) -> None:
-        found = first_non_finite(keys_of(bits, self.bench), matrix.tensor.dtype)
-        if found is None:
+    def _refuse_non_finite(self, target: Target, extent: Extent, chunk: Chunk, bits: Bits) -> None:
+        tensor = target.matrix.tensor
+        mask, infinity = MAGNITUDE[target.itemsize], _INFINITY[tensor.dtype]
+        if float_kernels.largest(bits.reshape(-1), mask) < infinity:
             return
-        index = matrix.index(block.position + found)
+        row, column = divmod(int(np.argmax((bits & mask).reshape(-1) >= infinity)), chunk.width)
+        flat = file_position(chunk, extent) + row * extent.file_columns + column
+        index = [int(i) for i in np.unravel_index(flat, tensor.shape)]
         raise Problem(
             "non_finite_weight",
-            f"Tensor {matrix.tensor.name!r} holds a NaN or an infinity at index {list(index)}.",
-            extra={"tensor": matrix.tensor.name, "index": list(index)},
+            f"Tensor {tensor.name!r} holds a NaN or an infinity at index {index}.",
+            extra={"tensor": tensor.name, "index": index},
         )
+
+
+def _read_into(file: int, values: Bits, offset: int) -> None:
+    view = values.reshape(-1).view(np.uint8).data
+    while view.nbytes:
+        got = os.preadv(file, [view], offset)
+        if got == 0:
+            raise Problem("invalid_checkpoint", f"A file ended at byte {offset}, inside a tensor.")
+        view, offset = view[got:], offset + got

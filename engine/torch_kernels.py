@@ -1,18 +1,28 @@
-"""The loops of rounding and pruning as torch operations, for a device that is not the processor.
+"""Int8 rounding as torch operations, for a device that is not the processor.
 
-Dimension key: C output channels, I inputs of one channel, G groups, M inputs of a group, P places.
+Dimension key: R rows of a chunk, W values of each, G groups of inputs with a scale of their own.
 
 Every operation is exact or rounded as IEEE 754 says, so the results have the bytes that
-`rounding_kernels` and `pruning_kernels` give; a test compares them. Blocks go to the device and
-come back one at a time. Only this module of the streaming core imports torch.
+`rounding_kernels` gives; a test compares them. Pruning stays with the processor: its loops pass
+over a chunk faster than a bus would carry it. Each thread has kernels of its own, with a stream and
+pinned buffers of their own, so one thread's copies overlap with what the device does for another.
+Only this module of the streaming core imports torch.
 """
+
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.compilation import Bits, Counts
+from engine import column_kernels
+from engine.compilation import Bits
+from engine.float_kernels import BF16, F16
+from engine.kernels import ProcessorKernels
 from jobs.report import DeviceMemory
+
+_SIGNED = {2: np.int16, 4: np.int32}
 
 
 class TorchKernels:
@@ -22,55 +32,90 @@ class TorchKernels:
         device: Its name, such as ``cuda`` or ``cpu``.
     """
 
+    count_equal = staticmethod(ProcessorKernels.count_equal)
+    erase_smallest = staticmethod(ProcessorKernels.erase_smallest)
+    erase_in_rows = staticmethod(ProcessorKernels.erase_in_rows)
+    erase_in_groups = staticmethod(ProcessorKernels.erase_in_groups)
+    erase_two_of_four = staticmethod(ProcessorKernels.erase_two_of_four)
+
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
-        if self._device.type == "cuda":
+        self._is_cuda = self._device.type == "cuda"
+        self._stream = torch.cuda.Stream(self._device) if self._is_cuda else None
+        if self._is_cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
 
-    def round_channels(
-        self, bits: Bits, shift: int, scales: npt.NDArray[np.float32], rounded: npt.NDArray[np.int8]
+    def allocate(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """Give pinned memory, zeroed, which the device copies on its own."""
+        memory = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=self._is_cuda)
+        array: npt.NDArray[np.uint8] = memory.numpy()
+        return array
+
+    def round_rows(
+        self,
+        before: Bits,
+        after: Bits,
+        is_pruned: bool,  # noqa: FBT001 - as in the kernel
+        kind: int,
+        mask: int,
+        group_size: int,
+        stored: Bits,
+        flip: int,
+        rounded: npt.NDArray[np.uint8],
+        scratch: npt.NDArray[np.uint32],  # noqa: ARG002 - the device has its own memory
+        tallies: npt.NDArray[np.float64],
     ) -> None:
-        """Round to int8; see `rounding_kernels.round_channels`."""
-        weight = (self._integers(bits) << shift).to(torch.int32).view(torch.float32)
-        ratio = weight / torch.from_numpy(scales).to(self._device)[:, None]
-        values = ratio.round_().clamp_(-128, 127).to(torch.int8)
-        np.copyto(rounded, values.cpu().numpy())
-
-    def erase_smallest(self, bits: Bits, keys: Bits, thresholds: Bits, ties: Counts) -> None:
-        """Zero the smallest, in place; see `pruning_kernels.erase_smallest`."""
-        key = self._integers(keys)
-        threshold = self._integers(thresholds)[:, None]
-        left = torch.from_numpy(ties).to(self._device)
-        is_tie = key == threshold
-        is_spent = is_tie & (is_tie.cumsum(dim=1) <= left[:, None])
-        self._zero(bits, (key < threshold) | is_spent)
-        np.copyto(ties, (left - is_spent.sum(dim=1)).cpu().numpy())
-
-    def erase_in_groups(self, bits: Bits, keys: Bits) -> None:
-        """Keep half of every group, in place; see `pruning_kernels.erase_in_groups`."""
-        key = self._integers(keys)
-        size = key.shape[2]
-        larger = torch.zeros(key.shape, dtype=torch.uint8, device=self._device)
-        for i in range(size):
-            for j in range(size):
-                wins = key[:, :, j] >= key[:, :, i] if j < i else key[:, :, j] > key[:, :, i]
-                larger[:, :, i] += wins
-        self._zero(bits, 2 * larger >= size)
+        """Round to int8; see `rounding_kernels.round_rows`."""
+        rows, width = after.shape
+        groups = (rows, width // group_size, group_size)
+        with self._on_stream():
+            pattern = self._upload(after)
+            peaks = (pattern & mask).view(groups).amax(2).reshape(-1).to(torch.int64)
+            scales = np.empty(stored.size, np.float32)
+            column_kernels.find_scales(peaks.cpu().numpy(), kind, stored, scales)
+            scale = torch.from_numpy(scales).to(self._device).view(*groups[:2], 1)
+            weight = _floats(pattern, kind).view(groups)
+            ratio = weight / scale
+            values = ratio.clamp(-128, 127).round_()
+            padded = torch.zeros(rounded.shape, dtype=torch.uint8, device=self._device)
+            integers = values.to(torch.int8).view(torch.uint8).view(rows, width)
+            padded[:, :width] = integers.bitwise_xor(flip)
+            torch.from_numpy(rounded).copy_(padded, non_blocking=True)
+            original = weight
+            if is_pruned:
+                original = _floats(self._upload(before), kind).view(groups)
+            error = (original - values * scale).double()
+            found = torch.stack(
+                [
+                    (values == 0).sum().double(),
+                    error.square().sum(),
+                    original.double().square().sum(),
+                    (ratio - values).abs().amax().double(),
+                ]
+            ).tolist()
+        if self._stream is not None:
+            self._stream.synchronize()
+        tallies[1:4] += found[:3]
+        tallies[4] = max(tallies[4], found[3])
 
     def memory(self) -> DeviceMemory | None:
         """Give the peaks of the device's allocator; None where it keeps no count."""
-        if self._device.type != "cuda":
+        if not self._is_cuda:
             return None
         return DeviceMemory(
             allocated_peak_bytes=torch.cuda.max_memory_allocated(self._device),
             reserved_peak_bytes=torch.cuda.max_memory_reserved(self._device),
         )
 
-    def _integers(self, values: Bits) -> torch.Tensor:
-        # torch has few operations on unsigned integers; int64 holds all of their values.
-        signed = np.int16 if values.dtype == np.uint16 else np.int32
-        mask = 0xFFFF if values.dtype == np.uint16 else 0xFFFFFFFF
-        return torch.from_numpy(values.view(signed)).to(self._device).to(torch.int64) & mask
+    def _on_stream(self) -> Any:  # noqa: ANN401 - one of two contexts
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def _zero(self, bits: Bits, is_pruned: torch.Tensor) -> None:
-        bits[is_pruned.cpu().numpy()] = 0
+    def _upload(self, bits: Bits) -> torch.Tensor:
+        signed = torch.from_numpy(bits.view(_SIGNED[bits.itemsize]))
+        return signed.to(self._device, non_blocking=True)
+
+
+def _floats(pattern: torch.Tensor, kind: int) -> torch.Tensor:
+    if kind == BF16:
+        return pattern.view(torch.bfloat16).float()
+    return pattern.view(torch.float16).float() if kind == F16 else pattern.view(torch.float32)

@@ -1,45 +1,42 @@
-"""Writes the artifact's files in place: every byte's position is known before the first is read."""
+"""Writes the artifact's files in place: every byte's position is known before the first is read.
 
-import errno
-import os
+Dimension key: R rows of a chunk, W values of each.
+"""
+
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from engine import pruning_kernels
-from engine.blocks import write_at, write_block
-from engine.compilation import Bits
-from engine.erasers import Eraser
+from engine import column_kernels, float_kernels, pruning_kernels, rounding_kernels
+from engine.chunks import file_position
+from engine.crew import Settlement, Task
+from engine.gatherings import Gathering
 from engine.ledger import StepEntry, TensorEntry
-from engine.magnitudes import keys_of, single_precision, sparsity_count
-from engine.memory import MemoryMeter
+from engine.looks import Look, Seen
+from engine.outputs import Output, Outputs
 from engine.progress import Ticker
-from engine.pruning import PruningPass
-from engine.rounding import Rounded, round_block, rounding_errors
+from engine.pruning import Pruning, Relays
+from engine.rankings import MAGNITUDE
 from engine.source import Source
-from jobs.problems import Problem
+from engine.workbench import Workbench
 from planning.layout import Placement, ShardPlan
-from planning.matrices import Block
-from planning.selection import Target
 
-_COPY_BYTES = 64 * 1024**2
-_BUFFER_BYTES = 1024**2
-_NO_COPY_IN_KERNEL = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+_COPY_BYTES = 8 * 1024**2
+#: An int32 holds four values, each as value + 128: the sign bit turned over.
+_FLIP = {"w8a16": 0x80, "w8a8": 0}
 
 
 class Writer:
-    """Carries tensors from the model's files to the artifact's.
+    """Makes the tasks that carry tensors from the model's files to the artifact's.
 
     Args:
         source: The model's files.
-        walk: The pruning of the tensors, in the order in which they are written.
+        outputs: The artifact's files.
+        pruning: Looks at the tensors that change.
         entries: Where the cost of each step is counted.
-        meter: Takes a sample of memory for every block.
         ticker: Told how many bytes of the model are done.
 
     Attributes:
@@ -51,148 +48,190 @@ class Writer:
     def __init__(
         self,
         source: Source,
-        walk: PruningPass,
+        outputs: Outputs,
+        pruning: Pruning,
         entries: Sequence[StepEntry],
-        meter: MemoryMeter,
         ticker: Ticker,
     ) -> None:
         self._source = source
-        self._walk = walk
+        self._outputs = outputs
+        self._pruning = pruning
         self._entries = entries
-        self._meter = meter
         self._ticker = ticker
         self.tensors = {}
 
-    def write_shard(self, plan: ShardPlan, folder: Path) -> None:
-        """Write one file and have the disk keep it.
+    def tasks(self, shards: Sequence[ShardPlan]) -> Iterator[Task]:
+        """Make the tasks of all files, in their order.
 
         Args:
-            plan: The file.
-            folder: Where to.
+            shards: The files.
 
-        Raises:
-            Problem: `storage_full`, `non_finite_weight`, or the model's file ended early.
+        Yields:
+            The tasks. When the last one of a file has run, the disk is told to keep that file.
         """
-        with _preallocated(folder / plan.source.name, plan.nbytes) as file:
-            write_at(file, np.frombuffer(plan.header, np.uint8), 0)
-            for placement in plan.placements:
-                starts = {r: len(plan.header) + o.start for r, o in placement.outputs.items()}
+        totals: Relays = {}
+        for shard in shards:
+            output = self._outputs.create(shard.source.name, shard.nbytes)
+            output.write(np.frombuffer(shard.header, np.uint8), 0)
+            for placement in shard.placements:
+                starts = {r: len(shard.header) + o.start for r, o in placement.outputs.items()}
                 if placement.target is None:
-                    self._copy(placement, file, starts["weight"])
+                    yield from self._copies(placement, output, starts["weight"])
                 else:
-                    self._compress(placement, placement.target, file, starts)
-            os.fsync(file)
-        self._entries[-1].bytes_read += plan.source.header.data_bytes
-        self._entries[-1].bytes_written += plan.nbytes
+                    yield from self._presses(placement, output, starts, totals)
+            self._entries[-1].bytes_read += shard.source.header.data_bytes
+            self._entries[-1].bytes_written += shard.nbytes
+            output.let_go()
 
-    def _compress(
-        self, placement: Placement, target: Target, file: int, starts: dict[str, int]
-    ) -> None:
-        erasers = self._walk.erasers(target)
+    def _copies(self, placement: Placement, output: Output, start: int) -> Iterator[Task]:
+        file, offset = self._source.place(placement.source.name)
+        nbytes = placement.source.nbytes
+        for done in range(0, nbytes, _COPY_BYTES):
+            output.hold()
+            count = min(_COPY_BYTES, nbytes - done)
+            yield _Copy(file, offset + done, output, start + done, count, self._ticker)
+
+    def _presses(
+        self, placement: Placement, output: Output, starts: Mapping[str, int], totals: Relays
+    ) -> Iterator[Task]:
+        target = placement.target
+        assert target is not None  # noqa: S101 - the caller asked
         entry = self.tensors[target.name] = TensorEntry()
         if "shape" in starts:
-            write_at(file, np.array(placement.source.shape, np.int64), starts["shape"])
-        for block, before in self._source.read(target):
-            entry.zeros_before += sparsity_count(keys_of(before, self._source.bench))
-            after = self._prune(before, target, erasers)
-            values: npt.NDArray[Any]
-            if target.scheme is None:
-                values = self._measure_pruning(before, after, target, entry)
-            else:
-                rounded = self._round(before, after, target, entry)
-                first = block.position // max(1, target.matrix.inputs)
-                write_at(file, rounded.stored_scales, starts["scale"] + first * target.itemsize)
-                values = rounded.values
-                if target.scheme == "w8a16":
-                    # An int32 holds four values, each as value + 128: the sign bit turned over.
-                    np.bitwise_xor(values.view(np.uint8), np.uint8(0x80), out=values.view(np.uint8))
-            self._write(file, starts["weight"], placement, target, block, values)
-            self._meter.sample()
-            self._ticker.advance(before.nbytes)
+            output.write(np.array(placement.source.shape, np.int64), starts["shape"])
+        if target.scheme is not None:
+            self._entries[-1].tensors.add(target.name)
+        for index in target.prune_steps:
+            self._entries[index].tensors.add(target.name)
 
-    def _prune(self, before: Bits, target: Target, erasers: list[tuple[int, Eraser]]) -> Bits:
-        if not erasers:
-            return before
-        after: Bits = self._source.bench.take("after", before.shape, before.dtype)
-        np.copyto(after, before)
-        for index, eraser in erasers:
-            entry = self._entries[index]
-            started = time.perf_counter()
-            dtype = target.matrix.tensor.dtype
-            entry.weights_pruned += eraser.erase(after, dtype, self._source.bench)
-            entry.seconds += time.perf_counter() - started
-            entry.tensors.add(target.name)
-        return after
+        def make(look: Look, peaks: Gathering | None) -> Task:
+            output.hold()
+            place = _Place(output, starts, placement.row_bytes)
+            return _Press(look, peaks, place, entry, self._entries, self._ticker)
 
-    def _round(self, before: Bits, after: Bits, target: Target, entry: TensorEntry) -> Rounded:
-        dtype, bench = target.matrix.tensor.dtype, self._source.bench
+        limit = len(self._entries)
+        yield from self._pruning.look_at(target, limit, totals, make, with_peaks=True)
+
+
+@dataclass(frozen=True)
+class _Copy:
+    source: int
+    start: int
+    output: Output
+    offset: int
+    nbytes: int
+    ticker: Ticker
+
+    def run(self, _: Workbench) -> Settlement:
+        self.output.copy(self.source, self.start, self.offset, self.nbytes)
+        self.output.let_go()
+        return lambda: self.ticker.advance(self.nbytes)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor is written.
+
+    Attributes:
+        output: The file.
+        starts: Where in it each role of the tensor begins.
+        row_bytes: How many bytes a row of the written weight takes.
+    """
+
+    output: Output
+    starts: Mapping[str, int]
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class _Press:
+    """A chunk on its way through all steps into the artifact."""
+
+    look: Look
+    peaks: Gathering | None
+    place: _Place
+    entry: TensorEntry
+    entries: Sequence[StepEntry]
+    ticker: Ticker
+
+    def run(self, bench: Workbench) -> Settlement:
+        seen = self.look.take(bench)
+        tallies = np.zeros(rounding_kernels.TALLIES)
+        mask = MAGNITUDE[seen.before.itemsize]
+        tallies[0] = float_kernels.count_equal(seen.before.reshape(-1), mask, 0)
         started = time.perf_counter()
-        rounded = round_block(after, keys_of(after, bench), dtype, bench)
-        self._entries[-1].seconds += time.perf_counter() - started
-        self._entries[-1].tensors.add(target.name)
-        errors = rounding_errors(before, after, dtype, rounded, bench)
-        entry.squared_error += errors.squared_error
-        entry.squares += errors.squares
-        entry.max_error_steps = max(entry.max_error_steps, errors.max_error_steps)
-        entry.zeros_after += rounded.values.size - int(np.count_nonzero(rounded.values))
+        values = self._values(seen, mask, bench, tallies)
+        seconds = time.perf_counter() - started
+        self._write(values)
+        self.place.output.let_go()
+        return lambda: self._settle(seen, seconds, tallies)
+
+    def _values(
+        self, seen: Seen, mask: int, bench: Workbench, tallies: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.generic]:
+        kind = float_kernels.KINDS[self.look.target.matrix.tensor.dtype]
+        scratch = bench.take("scratch", (3, float_kernels.RUN), np.uint32)
+        if self.look.target.scheme is None:
+            flat = seen.before.reshape(-1), seen.after.reshape(-1)
+            pruning_kernels.tally(*flat, kind, mask, scratch, tallies)
+            return seen.after
+        return self._round(seen, kind, mask, bench, scratch, tallies)
+
+    def _round(
+        self,
+        seen: Seen,
+        kind: int,
+        mask: int,
+        bench: Workbench,
+        scratch: npt.NDArray[np.uint32],
+        tallies: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.generic]:
+        target, extent, chunk = self.look.target, self.look.extent, self.look.chunk
+        is_pruned = seen.after is not seen.before
+        flip = _FLIP[target.scheme or ""]
+        is_full = chunk.width == extent.file_columns
+        row_bytes = self.place.row_bytes if is_full else chunk.width
+        rounded = bench.take("rounded", (chunk.rows, row_bytes), np.uint8)
+        group = target.group_size or chunk.width
+        first = file_position(chunk, extent) // (target.group_size or extent.file_columns)
+        count = chunk.width if extent.shape == "panel" else chunk.elements // group
+        stored = bench.take("scales", (count,), seen.before.dtype)
+        weights = seen.before, seen.after, is_pruned, kind
+        if self.peaks is None:
+            bench.kernels.round_rows(*weights, mask, group, stored, flip, rounded, scratch, tallies)
+        elif extent.shape == "pieces":
+            stored[0] = rounding_kernels.scale_of(int(self.peaks.result()[0]), kind)
+            rounding_kernels.round_row(
+                seen.before[0], seen.after[0], is_pruned, kind,
+                stored, group, flip, rounded[0], scratch, tallies,
+            )  # fmt: skip
+            stored = stored[: chunk.column == 0]
+        else:
+            scales = bench.take("column scales", (chunk.width,), np.float32)
+            column_kernels.find_scales(self.peaks.result(), kind, stored, scales)
+            column_kernels.round_columns(*weights, scales, flip, rounded, scratch, tallies)
+            first, stored = chunk.column, stored[: chunk.width * (chunk.row == 0)]
+        self.place.output.write(stored, self.place.starts["scale"] + first * target.itemsize)
         return rounded
 
-    def _measure_pruning(
-        self, before: Bits, after: Bits, target: Target, entry: TensorEntry
-    ) -> Bits:
-        dtype, bench = target.matrix.tensor.dtype, self._source.bench
-        entry.zeros_after += sparsity_count(keys_of(after, bench))
-        original, shift = single_precision(before, dtype, bench, "original")
-        pruned, _ = single_precision(after, dtype, bench, "single")
-        error, squares = pruning_kernels.pruning_errors(original, pruned, shift)
-        entry.squared_error += error
-        entry.squares += squares
-        return after
+    def _write(self, values: npt.NDArray[np.generic]) -> None:
+        chunk, place = self.look.chunk, self.place
+        itemsize = values.itemsize
+        start = place.starts["weight"] + chunk.row * place.row_bytes + chunk.column * itemsize
+        if chunk.is_run:
+            place.output.write(values, start)
+            return
+        for i, row in enumerate(values):
+            place.output.write(row, start + i * place.row_bytes)
 
-    def _write(
-        self,
-        file: int,
-        start: int,
-        placement: Placement,
-        target: Target,
-        block: Block,
-        values: npt.NDArray[np.generic],
-    ) -> None:
-        write_block(
-            file, start, target.matrix, block, values, placement.row_bytes, self._source.bench
-        )
-
-    def _copy(self, placement: Placement, file: int, start: int) -> None:
-        source, offset = self._source.place(placement.source.name)
-        left = placement.source.nbytes
-        while left:
-            copied = _copy_range(source, offset, file, start, min(left, _COPY_BYTES))
-            if copied == 0:
-                raise Problem("invalid_checkpoint", f"A file ended at byte {offset}.")
-            offset, start, left = offset + copied, start + copied, left - copied
-            self._ticker.advance(copied)
-
-
-@contextmanager
-def _preallocated(path: Path, nbytes: int) -> Iterator[int]:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        os.posix_fallocate(file, 0, nbytes)
-        yield file
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise Problem(
-            "storage_full", f"There is no room for {nbytes} bytes of {path.name}."
-        ) from error
-    finally:
-        os.close(file)
-
-
-def _copy_range(source: int, offset: int, file: int, start: int, count: int) -> int:
-    try:
-        return os.copy_file_range(source, file, count, offset, start)
-    except OSError as error:
-        if error.errno not in _NO_COPY_IN_KERNEL:
-            raise
-    return os.pwrite(file, os.pread(source, min(count, _BUFFER_BYTES), offset), start)
+    def _settle(self, seen: Seen, seconds: float, tallies: npt.NDArray[np.float64]) -> None:
+        for index, spent in seen.seconds.items():
+            self.entries[index].seconds += spent
+        if self.look.target.scheme is not None:
+            self.entries[-1].seconds += seconds
+        self.entry.zeros_before += int(tallies[0])
+        self.entry.zeros_after += int(tallies[1])
+        self.entry.squared_error += float(tallies[2])
+        self.entry.squares += float(tallies[3])
+        self.entry.max_error_steps = max(self.entry.max_error_steps, float(tallies[4]))
+        self.ticker.advance(self.look.nbytes)

@@ -16,6 +16,10 @@ from planning.selection import Target
 Shape = Literal["rows", "pieces", "flat", "panel"]
 
 
+#: What is found out about every column of a panel is held at one time; reads are still long.
+_PANEL_COLUMNS = 16384
+
+
 @dataclass(frozen=True)
 class Extent:
     """The largest chunk of a tensor; those at its ends are smaller.
@@ -55,7 +59,7 @@ def extent_of(target: Target, chunk_bytes: int) -> Extent:
     limit = max(1, chunk_bytes // target.itemsize)
     if matrix.is_transposed:
         together = math.lcm(*target.groups) if target.groups else 1
-        width = max(1, min(matrix.channels, limit // together))
+        width = max(1, min(matrix.channels, limit // together, _PANEL_COLUMNS))
         rows = max(1, limit // width // together) * together
         rows = min(rows, max(1, matrix.inputs))
         return Extent("panel", matrix.inputs, matrix.channels, rows, width)

@@ -19,8 +19,8 @@ MOST_THREADS = 8
 RUN = 1024
 #: float32 values of a run: the weights, their errors, their scales.
 SCRATCH_BYTES = 3 * RUN * 4
-#: A run of magnitudes by their place in a group of at most eight, and how many beat each.
-PLANES_BYTES = 8 * RUN * (4 + 1)
+#: Magnitudes by their place in a group of at most eight, and how many beat each.
+PLANES_BYTES = 2 * 8 * 512 * 4
 #: Magnitudes of 16-bit floats have 15 bits; longer ones are counted by their upper 16 first.
 NARROW_BINS = 2**15
 WIDE_BINS = 2**16
@@ -102,27 +102,27 @@ def _chunk_buffers(
     buffers = {"read": extent.elements * target.itemsize}
     steps = [(i, recipe.steps[i]) for i in target.prune_steps]
     if steps:
+        has_long_keys = any(
+            (isinstance(step, PruneStep) and step.method == "random") or is_wide(i, recipe, targets)
+            for i, step in steps
+        )
         buffers["pruned"] = buffers["read"]
-    if any(
-        (isinstance(step, PruneStep) and step.method == "random")
-        or (is_wide(i, recipe, targets) and target.itemsize < 4)
-        for i, step in steps
-    ):
-        buffers["keys"] = 4 * extent.elements
+        buffers["keys"] = (4 if has_long_keys else target.itemsize) * extent.elements
     if target.groups:
         buffers["planes"] = PLANES_BYTES
     if target.scheme is not None:
         is_full = extent.width == extent.file_columns
         row_bytes = written_row_bytes(target, extent.width) if is_full else extent.width
         buffers["rounded"] = extent.rows * row_bytes
-        groups = max(1, extent.width // (target.group_size or target.matrix.inputs or 1))
-        buffers["scales"] = target.itemsize * extent.rows * groups
+        groups = extent.rows * max(1, extent.width // (target.group_size or extent.width or 1))
+        if extent.shape == "panel":
+            groups = extent.width
+            buffers["column scales"] = 4 * groups
+        buffers["scales"] = target.itemsize * groups
     return buffers
 
 
-def _bins(
-    target: Target, extent: Extent, recipe: Recipe, index: int, targets: list[Target]
-) -> int:
+def _bins(target: Target, extent: Extent, recipe: Recipe, index: int, targets: list[Target]) -> int:
     step = recipe.steps[index]
     if not isinstance(step, PruneStep) or step.structure != "unstructured":
         return 0

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.pipeline import CHUNK_BYTES, compress
+from engine.pipeline import compress
 from jobs.recipe import parse_recipe
 from jobs.report import Report
+from planning.working_set import CHUNK_BYTES
 
 Tensors = dict[str, torch.Tensor]
 
@@ -39,7 +40,11 @@ def press(tmp_path: Path) -> Callable[..., Pressed]:
     count = 0
 
     def run(
-        model: Path, *steps: dict[str, Any], chunk_bytes: int = CHUNK_BYTES, **recipe: Any
+        model: Path,
+        *steps: dict[str, Any],
+        chunk_bytes: int = CHUNK_BYTES,
+        threads: int = 2,
+        **recipe: Any,
     ) -> Pressed:
         nonlocal count
         count += 1
@@ -47,7 +52,12 @@ def press(tmp_path: Path) -> Callable[..., Pressed]:
         artifact.mkdir()
         parsed = parse_recipe({"steps": list(steps), **recipe})
         report = compress(
-            model, artifact, parsed, on_progress=lambda _: None, chunk_bytes=chunk_bytes
+            model,
+            artifact,
+            parsed,
+            on_progress=lambda _: None,
+            chunk_bytes=chunk_bytes,
+            threads=threads,
         )
         return Pressed(report, artifact)
 

@@ -324,7 +324,7 @@ def test_an_artifact_above_the_disk_budget_is_refused_before_anything_is_written
         compress(model, artifact, recipe, on_progress=lambda _: None)
 
     assert caught.value.code == "disk_budget_exceeded"
-    assert caught.value.extra["artifact_bytes"] > exact
+    assert caught.value.extra["predicted_bytes"] > exact
     assert list(artifact.iterdir()) == []
 
 

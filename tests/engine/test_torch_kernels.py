@@ -3,11 +3,11 @@ import pytest
 import torch
 
 from engine.kernels import ProcessorKernels
+from engine.rankings import MAGNITUDE
 from engine.torch_kernels import TorchKernels
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-on_devices = pytest.mark.parametrize("device", DEVICES)
-on_widths = pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+DTYPES = {0: torch.bfloat16, 1: torch.float16, 2: torch.float32}
 
 
 @pytest.fixture(autouse=True)
@@ -16,88 +16,75 @@ def _device_is_there(request):
         pytest.skip("no CUDA device")
 
 
-def draw_bits(shape, dtype) -> np.ndarray:
-    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32) * 0.02
-    pattern = values.view(np.uint32)
-    return (pattern >> 16).astype(np.uint16) if dtype is np.uint16 else pattern
+def draw_bits(shape, kind) -> np.ndarray:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    values[1] = 0
+    # Powers of two over a scale that is one make exact ties.
+    values[2, :] = torch.arange(shape[1]) % 256 - 127.5
+    integers, unsigned = (torch.int32, np.uint32) if kind == 2 else (torch.int16, np.uint16)
+    return values.to(DTYPES[kind]).view(integers).numpy().view(unsigned)
 
 
-@on_devices
-@on_widths
-def test_rounding_gives_the_bytes_of_the_processor(device, dtype):
-    bits = draw_bits((64, 333), dtype)
-    shift = 16 if dtype is np.uint16 else 0
-    weight = (bits.astype(np.uint32) << shift).view(np.float32)
-    # Scales below amax / 127.5 make some values clip, and powers of two make exact ties.
-    scales = np.abs(weight).max(1) / np.float32(127.5)
-    scales[::3] *= np.float32(0.7)
-    scales[1::3] = np.float32(2.0**-12)
-    expected, rounded = np.empty((2, *bits.shape), np.int8)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("group_size", [332, 83])
+@pytest.mark.parametrize("is_pruned", [False, True])
+def test_rounding_gives_the_bytes_and_figures_of_the_processor(device, kind, group_size, is_pruned):
+    before = draw_bits((16, 332), kind)
+    after = before.copy() if is_pruned else before
+    after[3:, ::2] = 0
+    mask = MAGNITUDE[before.itemsize]
 
-    ProcessorKernels().round_channels(bits, shift, scales, expected)
-    TorchKernels(device).round_channels(bits, shift, scales, rounded)
+    results = []
+    for kernels in (ProcessorKernels(), TorchKernels(device)):
+        stored = np.empty(16 * 332 // group_size, before.dtype)
+        rounded = np.full((16, 336), 7, np.uint8)
+        scratch, tallies = np.empty((3, 1024), np.uint32), np.zeros(5)
+        kernels.round_rows(
+            before,
+            after,
+            is_pruned,
+            kind,
+            mask,
+            group_size,
+            stored,
+            0x80,
+            rounded,
+            scratch,
+            tallies,
+        )
+        results.append((stored, rounded, tallies))
 
-    np.testing.assert_array_equal(rounded, expected)
-
-
-@on_devices
-@on_widths
-def test_thresholds_and_ties_give_the_bytes_of_the_processor(device, dtype):
-    keys = np.random.default_rng(0).integers(0, 9, (20, 101)).astype(dtype)
-    thresholds = np.arange(20).astype(dtype) // 2
-    expected, pruned = np.full((2, 20, 101), 7, dtype)
-    ties, ties_left = np.full((2, 20), 6)
-    ties[3] = ties_left[3] = 10**6
-
-    ProcessorKernels().erase_smallest(expected, keys, thresholds, ties)
-    TorchKernels(device).erase_smallest(pruned, keys, thresholds, ties_left)
-
-    np.testing.assert_array_equal(pruned, expected)
-    np.testing.assert_array_equal(ties_left, ties)
-
-
-@on_devices
-@pytest.mark.parametrize("shape", [(5, 7, 4, 1), (3, 2, 8, 9)])
-@pytest.mark.parametrize("largest", [3, 2**32 - 1])
-def test_groups_give_the_bytes_of_the_processor(device, shape, largest):
-    keys = np.random.default_rng(0).integers(0, largest, shape, dtype=np.uint32, endpoint=True)
-    expected, pruned = np.full((2, *shape), 7, np.uint16)
-
-    ProcessorKernels().erase_in_groups(expected, keys)
-    TorchKernels(device).erase_in_groups(pruned, keys)
-
-    np.testing.assert_array_equal(pruned, expected)
+    (scales, expected, figures), (device_scales, pressed, device_figures) = results
+    np.testing.assert_array_equal(device_scales, scales)
+    np.testing.assert_array_equal(pressed, expected)
+    np.testing.assert_allclose(device_figures, figures, rtol=1e-9)
 
 
-@pytest.mark.gpu
-def test_an_artifact_made_on_a_gpu_has_the_bytes_of_one_made_on_the_processor(
-    save_model, tmp_path, weights
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_artifact_made_on_a_device_has_the_bytes_of_one_made_on_the_processor(
+    save_model, tmp_path, weights, device, monkeypatch
 ):
-    from engine.pipeline import compress
+    import engine.pipeline
     from jobs.recipe import parse_recipe
 
     tensors = {f"{i}.weight": weights(640, 512, dtype=torch.bfloat16, seed=i) for i in range(2)}
-    recipe = parse_recipe(
-        {
-            "steps": [
-                {"op": "prune", "sparsity": 0.3},
-                {"op": "prune", "structure": "2:4"},
-                {"op": "quantize", "scheme": "w8a16"},
-            ]
-        }
-    )
+    steps = [
+        {"op": "prune", "sparsity": 0.3},
+        {"op": "prune", "structure": "2:4"},
+        {"op": "quantize", "scheme": "w8a16"},
+    ]
+    model = save_model(tensors)
     reports = {}
-    for device in ("cpu", "cuda"):
-        (tmp_path / device).mkdir()
-        reports[device] = compress(
-            save_model(tensors),
-            tmp_path / device,
-            recipe,
-            device=device,
-            on_progress=lambda _: None,
+    for name, kernels in (("host", ProcessorKernels), ("device", lambda: TorchKernels(device))):
+        monkeypatch.setattr(engine.pipeline, "kernels_for", lambda _, make=kernels: make())
+        (tmp_path / name).mkdir()
+        reports[name] = engine.pipeline.compress(
+            model, tmp_path / name, parse_recipe({"steps": steps}), on_progress=lambda _: None
         )
 
-    cpu, cuda = (tmp_path / device / "model.safetensors" for device in ("cpu", "cuda"))
-    assert cpu.read_bytes() == cuda.read_bytes()
-    assert reports["cuda"].memory.device.allocated_peak_bytes > 0
-    assert reports["cpu"].memory.device is None
+    host, other = (tmp_path / name / "model.safetensors" for name in ("host", "device"))
+    assert host.read_bytes() == other.read_bytes()
+    assert reports["host"].memory.device is None
+    if device == "cuda":
+        assert reports["device"].memory.device.allocated_peak_bytes > 0

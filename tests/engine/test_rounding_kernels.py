@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -5,11 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from engine.magnitudes import keys_of
-from engine.rounding import round_block, rounding_errors
-from engine.workbench import Workbench
+from engine.float_kernels import KINDS
+from engine.rankings import MAGNITUDE
+from engine.rounding_kernels import SCRATCH_ROWS, TALLIES, round_rows
+from planning.working_set import RUN
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+@dataclass
+class Rounded:
+    values: np.ndarray
+    stored_scales: np.ndarray
+    scales: np.ndarray
+    zeros: float
+    squared_error: float
+    squares: float
+    max_error_steps: float
 
 
 def bits_of(weight: torch.Tensor) -> np.ndarray:
@@ -18,12 +32,22 @@ def bits_of(weight: torch.Tensor) -> np.ndarray:
     return weight.view(integers).numpy().view(unsigned)
 
 
-def round_weight(weight: torch.Tensor, dtype: str):
-    bench = Workbench()
+def round_weight(weight: torch.Tensor, dtype: str, *, before=None, group_size=None) -> Rounded:
     bits = bits_of(weight)
-    rounded = round_block(bits, keys_of(bits, bench), dtype, bench)
-    errors = rounding_errors(bits, bits, dtype, rounded, bench)
-    return rounded, errors
+    original = bits if before is None else bits_of(before)
+    rows, width = bits.shape
+    group_size = group_size or width
+    stored = np.empty(rows * width // group_size, bits.dtype)
+    rounded = np.empty((rows, width), np.uint8)
+    scratch, tallies = np.empty((SCRATCH_ROWS, RUN), np.uint32), np.zeros(TALLIES)
+    mask = MAGNITUDE[bits.itemsize]
+    round_rows(
+        original, bits, before is not None, KINDS[dtype], mask, group_size, stored, 0, rounded,
+        scratch, tallies,
+    )  # fmt: skip
+    signed = torch.from_numpy(stored.view(np.int32 if dtype == "F32" else np.int16))
+    scales = signed.view(DTYPES[dtype]).float().numpy().reshape(rows, -1)
+    return Rounded(rounded.view(np.int8), stored, scales, *tallies[1:])
 
 
 def finite_weights(dtype: str):
@@ -41,14 +65,14 @@ def finite_weights(dtype: str):
 def test_no_weight_lies_more_than_half_a_scale_from_its_int8_value(dtype, data):
     weight = data.draw(finite_weights(dtype))
 
-    rounded, errors = round_weight(weight, dtype)
+    rounded = round_weight(weight, dtype)
 
     exact = weight.double().numpy()
-    scales = rounded.scales.astype(np.float64)[:, None]
+    scales = rounded.scales.astype(np.float64)
     error = np.abs(exact - rounded.values * scales)
     # The quotient is at most 128 and rounded once to float32: 128 * 2**-24 of a step.
     assert np.all(error <= scales * (0.5 + 2.0**-16))
-    assert errors.max_error_steps <= 0.5 + 2.0**-15
+    assert rounded.max_error_steps <= 0.5 + 2.0**-15
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -57,36 +81,43 @@ def test_no_weight_lies_more_than_half_a_scale_from_its_int8_value(dtype, data):
 def test_int8_values_are_the_rounded_float32_quotients(dtype, data):
     weight = data.draw(finite_weights(dtype))
 
-    rounded, _ = round_weight(weight, dtype)
+    rounded = round_weight(weight, dtype)
 
-    quotients = weight.float() / torch.from_numpy(rounded.scales)[:, None]
+    quotients = weight.float() / torch.from_numpy(rounded.scales)
     expected = torch.clamp(torch.round(quotients), -128, 127).to(torch.int8)
     np.testing.assert_array_equal(rounded.values, expected.numpy())
+    assert rounded.zeros == np.sum(rounded.values == 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_scale_is_the_least_of_its_dtype_that_is_not_below_amax_over_127_5(dtype, weights):
-    weight = weights(64, 33, dtype=DTYPES[dtype])
+@pytest.mark.parametrize("group_size", [16, 48, 1040, 2080])
+def test_the_scale_is_the_least_of_its_dtype_that_is_not_below_amax_over_127_5(
+    dtype, group_size, weights
+):
+    weight = weights(24, 6240, dtype=DTYPES[dtype])
 
-    rounded, _ = round_weight(weight, dtype)
+    rounded = round_weight(weight, dtype, group_size=group_size)
 
-    stored = torch.from_numpy(rounded.scales).to(DTYPES[dtype])
-    exact = weight.float().abs().amax(1) / 127.5
+    grouped = weight.reshape(-1, group_size)
+    stored = torch.from_numpy(rounded.scales.reshape(-1)).to(DTYPES[dtype])
+    exact = grouped.float().abs().amax(1) / 127.5
     below = torch.nextafter(stored, torch.zeros_like(stored)).float()
     assert torch.all(stored.float() >= exact)
     assert torch.all((below < exact) | (stored.float() == exact))
     np.testing.assert_array_equal(rounded.stored_scales, bits_of(stored))
+    quotients = torch.round(grouped.float() / stored.float()[:, None]).clamp(-128, 127)
+    np.testing.assert_array_equal(rounded.values.reshape(-1, group_size), quotients.numpy())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_channel_of_zeros_has_scale_epsilon_and_comes_back_as_zeros(dtype):
     weight = torch.zeros(2, 5, dtype=DTYPES[dtype])
 
-    rounded, errors = round_weight(weight, dtype)
+    rounded = round_weight(weight, dtype)
 
-    np.testing.assert_array_equal(rounded.scales, np.full(2, 2.0**-23, np.float32))
+    np.testing.assert_array_equal(rounded.scales, np.full((2, 1), 2.0**-23, np.float32))
     np.testing.assert_array_equal(rounded.values, np.zeros((2, 5), np.int8))
-    assert errors.squared_error == 0
+    assert rounded.squared_error == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -94,27 +125,34 @@ def test_the_smallest_weights_get_a_scale_that_is_not_zero(dtype):
     tiny = torch.finfo(DTYPES[dtype]).smallest_normal
     weight = torch.tensor([[tiny, -tiny], [tiny / 4, 0.0]], dtype=DTYPES[dtype])
 
-    rounded, _ = round_weight(weight, dtype)
+    rounded = round_weight(weight, dtype)
 
     assert np.all(rounded.scales > 0)
-    error = np.abs(weight.double().numpy() - rounded.values * rounded.scales[:, None].astype(float))
-    assert np.all(error <= rounded.scales[:, None] * (0.5 + 2.0**-16))
+    error = np.abs(weight.double().numpy() - rounded.values * rounded.scales.astype(float))
+    assert np.all(error <= rounded.scales * (0.5 + 2.0**-16))
+
+
+def test_every_pattern_of_a_half_precision_float_is_widened_exactly():
+    patterns = np.arange(2**16, dtype=np.uint32).astype(np.uint16)
+    finite = patterns[np.isfinite(patterns.view(np.float16))]
+    halves = torch.from_numpy(finite.view(np.float16).reshape(1, -1).copy())
+
+    rounded = round_weight(halves, "F16")
+
+    assert rounded.squares == pytest.approx(np.sum(halves.double().numpy() ** 2), rel=1e-12)
 
 
 def test_errors_are_measured_against_the_weights_before_pruning():
     before = torch.tensor([[1.0, -3.0, 2.0]])
     after = torch.tensor([[0.0, -3.0, 2.0]])
-    bench = Workbench()
-    bits = bits_of(after)
-    rounded = round_block(bits, keys_of(bits, bench), "F32", bench)
 
-    errors = rounding_errors(bits_of(before), bits, "F32", rounded, bench)
+    rounded = round_weight(after, "F32", before=before)
 
-    restored = rounded.values.astype(np.float64) * rounded.scales.astype(np.float64)[:, None]
+    restored = rounded.values.astype(np.float64) * rounded.scales.astype(np.float64)
     expected = np.sum((before.double().numpy() - restored) ** 2)
-    assert errors.squared_error == pytest.approx(expected, rel=1e-6)
-    assert errors.squares == 14.0
-    assert errors.max_error_steps <= 0.5 + 2.0**-15
+    assert rounded.squared_error == pytest.approx(expected, rel=1e-6)
+    assert rounded.squares == 14.0
+    assert rounded.max_error_steps <= 0.5 + 2.0**-15
 
 
 # 127.5 times the largest power of two whose 128-fold is infinite, and the largest weight.
@@ -131,8 +169,8 @@ def test_errors_are_measured_against_the_weights_before_pruning():
 def test_the_largest_weights_come_back_finite_in_their_own_dtype(dtype, weight):
     largest = torch.tensor([[-weight, weight]], dtype=torch.float64).to(DTYPES[dtype])
 
-    rounded, errors = round_weight(largest, dtype)
+    rounded = round_weight(largest, dtype)
 
     scale = torch.from_numpy(rounded.scales).to(DTYPES[dtype])
     assert torch.all(torch.isfinite(torch.from_numpy(rounded.values).to(scale.dtype) * scale))
-    assert errors.max_error_steps <= 0.5 + 2.0**-15
+    assert rounded.max_error_steps <= 0.5 + 2.0**-15

@@ -1,0 +1,113 @@
+"""Exact order statistics of a stream that is far larger than memory.
+
+A histogram of keys tells the n-th smallest exactly: magnitudes of 16-bit floats have only 2**15
+values, so one histogram does it; longer keys take a second look at those that share the upper bits
+of the n-th smallest.
+"""
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine import pruning_kernels
+from engine.compilation import Bits, Counts
+from engine.crew import Bell
+from engine.workbench import Workbench
+
+#: The digits of a key by its length: how many bits are below each, and how many it has.
+_DIGITS = {15: ((0, 15),), 31: ((15, 16), (0, 15)), 32: ((16, 16), (0, 16))}
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What splits the n smallest keys from the rest.
+
+    Attributes:
+        key: The n-th smallest; 0 where n is 0.
+        ties: How many of the keys that equal it belong to the n smallest.
+    """
+
+    key: int
+    ties: int
+
+
+class Measurement:
+    """Finds what splits the `count` smallest keys of a stream from the rest.
+
+    Args:
+        bell: What tasks that wait for others wait at.
+        count: How many to split off, at most as many as the stream has.
+        key_bits: How long a key is: 15, 31 or 32 bits.
+
+    Attributes:
+        looks: How many times the stream must be looked at.
+    """
+
+    looks: int
+
+    def __init__(self, bell: Bell, count: int, key_bits: int) -> None:
+        self._bell = bell
+        self._digits = _DIGITS[key_bits] if count else ()
+        self._prefix = 0
+        self._left = count
+        self._is_known = 0
+        self._adding = threading.Lock()
+        self._open = [1] * len(self._digits)
+        self._histogram: Counts | None = None
+        self.looks = len(self._digits)
+
+    def enlist(self, look: int) -> None:
+        """Expect one more chunk in a look."""
+        with self._adding:
+            self._open[look] += 1
+
+    def close(self, look: int) -> None:
+        """Expect no more chunks in a look than those that were enlisted."""
+        self._finish_one(look)
+
+    def add(self, look: int, keys: Bits, mask: int, bench: Workbench) -> None:
+        """Count the keys of an enlisted chunk, when what the look needs to know is known.
+
+        Args:
+            look: Which look, from 0.
+            keys: The keys.
+            mask: Which of their bits count.
+            bench: Memory for the chunk's own histogram, which is left empty.
+        """
+        with self._bell:
+            self._bell.wait(lambda: self._is_known >= look)
+        shift, digit = self._digits[look]
+        mine = bench.take("histogram", (1 << digit,), np.uint32)
+        prefix = self._prefix if look else -1
+        pruning_kernels.count_digits(keys.reshape(-1), mask, shift, digit, prefix, mine)
+        with self._adding:
+            if self._histogram is None:
+                self._histogram = np.zeros(1 << digit, np.int64)
+            pruning_kernels.move_counts(mine, self._histogram)
+        self._finish_one(look)
+
+    def result(self) -> Threshold:
+        """Give the threshold, when every look has ended.
+
+        Returns:
+            Exactly `count` keys of the stream are below its key or among the first of its ties.
+        """
+        with self._bell:
+            self._bell.wait(lambda: self._is_known == self.looks)
+        return Threshold(self._prefix, self._left)
+
+    def _finish_one(self, look: int) -> None:
+        with self._adding:
+            self._open[look] -= 1
+            if self._open[look]:
+                return
+            histogram, self._histogram = self._histogram, None
+        if histogram is None:
+            raise ValueError("A measurement needs a stream of at least one key.")
+        place, left = pruning_kernels.locate(histogram, self._left)
+        with self._bell:
+            self._prefix = self._prefix << self._digits[look][1] | place
+            self._left = left
+            self._is_known += 1
+            self._bell.ring()
