@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 from jobs.recipe import Recipe
 from planning.selection import Target
-from planning.working_set import CHUNK_BYTES, WorkingSet, working_set
+from planning.working_set import WorkingSet, working_set
 
 #: Smaller chunks cost a system call too often; larger ones than this only help the disk.
 _GOOD_CHUNK_BYTES = 128 * 1024
 _LEAST_CHUNK_BYTES = 16 * 1024
 #: Pages of the interpreter and its libraries that a job touches for the first time, whatever it is.
-_FIRST_TOUCH_BYTES = 6 * 1024**2
-#: Headers, the plan and the report, as Python's objects.
-_BYTES_PER_TENSOR = 5 * 1024
+_FIRST_TOUCH_BYTES = 5 * 1024**2
+#: Headers, the plan and the report, as Python's objects, for a tensor that comes in or goes out.
+_BYTES_PER_TENSOR_READ = 512
+_BYTES_PER_TENSOR_WRITTEN = 1408
 #: The stack and the allocator's share of one more thread.
 _BYTES_PER_THREAD = 256 * 1024
 
@@ -29,7 +30,8 @@ class Levels:
 
     Attributes:
         idle_bytes: Resident memory of a runner before it touches a model.
-        inspection_bytes: Resident peak of the process that asks transformers which module is which.
+        inspection_bytes: Resident peak of the process that asks transformers which module is which;
+            0 where none is needed.
         threads: On how many threads a runner works, unless its budget wants fewer.
     """
 
@@ -48,17 +50,17 @@ class MemoryModel:
 
     Attributes:
         levels: What was measured.
-        tensors: How many tensors the checkpoint has.
+        tensors: How many tensors come in, and how many go out.
         targets: The tensors that change, one of each kind of treatment and shape.
         recipe: What is done to them.
-        is_inspected: Whether another process is asked about the model first.
+        chunk_bytes: The largest chunk of a tensor that a thread may have in memory.
     """
 
     levels: Levels
-    tensors: int
+    tensors: tuple[int, int]
     targets: tuple[Target, ...]
     recipe: Recipe
-    is_inspected: bool
+    chunk_bytes: int
 
     @classmethod
     def of(
@@ -67,8 +69,8 @@ class MemoryModel:
         recipe: Recipe,
         levels: Levels,
         *,
-        tensors: int,
-        is_inspected: bool,
+        tensors: tuple[int, int],
+        chunk_bytes: int,
     ) -> "MemoryModel":
         """Make the model of a job.
 
@@ -76,14 +78,14 @@ class MemoryModel:
             targets: The tensors that it changes.
             recipe: What it does to them.
             levels: What was measured where it runs.
-            tensors: How many tensors the checkpoint has.
-            is_inspected: Whether another process is asked about the model first.
+            tensors: How many tensors come in, and how many go out.
+            chunk_bytes: The largest chunk of a tensor that a thread may have in memory.
 
         Returns:
             The model. Targets that need equal buffers are in it once.
         """
         kinds = {_treatment(target): target for target in targets}
-        return cls(levels, tensors, tuple(kinds.values()), recipe, is_inspected)
+        return cls(levels, tensors, tuple(kinds.values()), recipe, chunk_bytes)
 
     def fit(self, budget_bytes: int | None) -> WorkingSet:
         """Choose threads and chunks: the fastest that fit a budget, or the smallest if none does.
@@ -94,7 +96,7 @@ class MemoryModel:
         Returns:
             The buffers.
         """
-        for threads, chunk_bytes in _paces(self.levels.threads):
+        for threads, chunk_bytes in _paces(self.levels.threads, self.chunk_bytes):
             found = working_set(self.targets, self.recipe, threads=threads, chunk_bytes=chunk_bytes)
             if budget_bytes is None or self.peak_bytes(found) <= budget_bytes:
                 break
@@ -105,11 +107,12 @@ class MemoryModel:
         levels = self.levels
         work = (
             _FIRST_TOUCH_BYTES
-            + self.tensors * _BYTES_PER_TENSOR
+            + self.tensors[0] * _BYTES_PER_TENSOR_READ
+            + self.tensors[1] * _BYTES_PER_TENSOR_WRITTEN
             + buffers.threads * _BYTES_PER_THREAD
             + buffers.nbytes
         )
-        return levels.idle_bytes + max(work, levels.inspection_bytes if self.is_inspected else 0)
+        return levels.idle_bytes + max(work, levels.inspection_bytes)
 
     @property
     def least_bytes(self) -> int:
@@ -132,15 +135,15 @@ def _treatment(target: Target) -> tuple[object, ...]:
     )
 
 
-def _paces(threads: int) -> Iterator[tuple[int, int]]:
+def _paces(threads: int, chunk_bytes: int) -> Iterator[tuple[int, int]]:
     """Yield threads and chunk sizes, the fastest first, the smallest last."""
-    chunk_bytes = CHUNK_BYTES
+    yield threads, chunk_bytes
     while chunk_bytes > _GOOD_CHUNK_BYTES:
-        yield threads, chunk_bytes
         chunk_bytes //= 2
+        yield threads, chunk_bytes
     while threads > 1:
-        yield threads, chunk_bytes
         threads -= 1
-    while chunk_bytes >= _LEAST_CHUNK_BYTES:
-        yield 1, chunk_bytes
+        yield threads, chunk_bytes
+    while chunk_bytes > _LEAST_CHUNK_BYTES:
         chunk_bytes //= 2
+        yield threads, chunk_bytes

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 
 from jobs.problems import Detail, Problem
 from jobs.recipe import Budget, PruneStep
-from planning.extents import extent_of
-from planning.matrices import pruned_count
 from planning.memory_model import Levels, MemoryModel
 from planning.plan import Plan
-from planning.selection import Target
-from planning.working_set import WorkingSet
+from planning.traffic import bytes_read
+from planning.working_set import CHUNK_BYTES, WorkingSet
 
 
 @dataclass(frozen=True)
@@ -52,30 +50,30 @@ class Prediction:
     buffers: WorkingSet
 
 
-def predict(plan: Plan, levels: Levels, *, is_inspected: bool) -> Prediction:
+def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Prediction:
     """Predict what a job will cost.
 
     Args:
         plan: What it will do.
         levels: What was measured where it will run.
-        is_inspected: Whether another process is asked about the model first.
+        chunk_bytes: How much of a tensor a thread may have in memory, unless the budget wants less.
 
     Returns:
         The prediction. Bytes are exact; the host's peak is near what the report will say.
     """
-    targets = plan.selection.targets.values()
+    targets = list(plan.selection.targets.values())
     model = MemoryModel.of(
         targets,
         plan.recipe,
         levels,
-        tensors=len(plan.checkpoint.tensors),
-        is_inspected=is_inspected,
+        tensors=(len(plan.checkpoint.tensors), sum(len(shard.names) for shard in plan.shards)),
+        chunk_bytes=chunk_bytes,
     )
     buffers = model.fit(plan.recipe.budget.host_memory)
     peak = model.peak_bytes(buffers)
-    steps = range(len(plan.recipe.steps))
+    measured = bytes_read(targets, plan.recipe, buffers.chunk_bytes)
     return Prediction(
-        steps=tuple(_predict_step(plan, i, buffers.chunk_bytes, peak) for i in steps),
+        steps=tuple(_predict_step(plan, i, n, peak) for i, n in enumerate(measured)),
         artifact_bytes=plan.artifact_bytes,
         host_peak_bytes=peak,
         least_host_bytes=model.least_bytes,
@@ -111,39 +109,33 @@ def find_overruns(prediction: Prediction, budget: Budget) -> list[Problem]:
     return found
 
 
-def _predict_step(plan: Plan, index: int, chunk_bytes: int, peak: int) -> StepPrediction:
+def refuse_overruns(prediction: Prediction, budget: Budget) -> None:
+    """Refuse a job that would pass its budget.
+
+    Args:
+        prediction: What it will cost.
+        budget: What it may cost.
+
+    Raises:
+        Problem: `memory_budget_exceeded` or `disk_budget_exceeded`, as of `find_overruns`.
+    """
+    for problem in find_overruns(prediction, budget):
+        raise problem
+
+
+def _predict_step(plan: Plan, index: int, bytes_measured: int, peak: int) -> StepPrediction:
     step, is_last = plan.recipe.steps[index], index == len(plan.recipe.steps) - 1
     targets = plan.selection.targets.values()
     if isinstance(step, PruneStep):
-        changed = [target for target in targets if index in target.prune_steps]
-        measured = _bytes_measured(step, changed, chunk_bytes)
+        method, changed = str(step.method), sum(index in t.prune_steps for t in targets)
     else:
-        changed, measured = [target for target in targets if target.scheme is not None], 0
+        method, changed = str(step.scheme), sum(t.scheme is not None for t in targets)
+    written = [shard for shard in plan.shards if is_last]
     return StepPrediction(
         op=step.op,
-        method=step.method if isinstance(step, PruneStep) else step.scheme,
-        tensors_changed=len(changed),
-        bytes_read=measured + sum(s.source.header.data_bytes for s in plan.shards if is_last),
-        bytes_written=sum(shard.nbytes for shard in plan.shards if is_last),
+        method=method,
+        tensors_changed=changed,
+        bytes_read=bytes_measured + sum(shard.source.header.data_bytes for shard in written),
+        bytes_written=sum(shard.nbytes for shard in written),
         host_peak_bytes=peak,
     )
-
-
-def _bytes_measured(step: PruneStep, targets: list[Target], chunk_bytes: int) -> int:
-    """Count what is read to find out which weights are the smallest."""
-    if step.structure != "unstructured" or step.method == "random":
-        return 0
-    sparsity = step.sparsity or 0.0
-    if step.scope == "global":
-        dtypes = {target.matrix.tensor.dtype for target in targets}
-        looks = 2 if "F32" in dtypes or len(dtypes) > 1 else 1
-        return looks * sum(target.matrix.tensor.nbytes for target in targets)
-    read = 0
-    for target in targets:
-        looks = 2 if target.itemsize == 4 else 1
-        is_row = step.scope == "row"
-        elements = target.matrix.inputs if is_row else target.matrix.tensor.elements
-        is_known = is_row and extent_of(target, chunk_bytes).shape == "rows"
-        if pruned_count(sparsity, elements) and not is_known:
-            read += looks * target.matrix.tensor.nbytes
-    return read

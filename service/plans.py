@@ -1,7 +1,7 @@
 """From a checkpoint's headers and a recipe to what the job would cost."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ def forecast(checkpoint: Checkpoint, recipe: Recipe, levels: Levels) -> Forecast
     kinds = known_kinds(checkpoint)
     is_exact = kinds is not None or checkpoint.config is None
     plan = make_plan(checkpoint, kinds if is_exact else guess_kinds(checkpoint), recipe)
-    prediction = predict(plan, levels, is_inspected=not is_exact)
-    return Forecast(plan, prediction, levels, is_exact)
+    assumed = replace(levels, inspection_bytes=0) if is_exact else levels
+    return Forecast(plan, predict(plan, assumed), assumed, is_exact)
 
 
 def checkpoint_of(asked: PlanRequest) -> Checkpoint:
