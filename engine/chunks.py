@@ -95,6 +95,11 @@ def file_position(chunk: Chunk, extent: Extent) -> int:
 def steps_of(chunk: Chunk, extent: Extent, matrix: Matrix) -> tuple[int, int, int]:
     """Give the place of a chunk's first value in the order of channels, and those of neighbours.
 
+    Args:
+        chunk: The chunk.
+        extent: How its tensor is cut.
+        matrix: The tensor as channels and inputs.
+
     Returns:
         The position, and how far from it the next row's and the next column's value lie.
     """

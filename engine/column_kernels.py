@@ -4,15 +4,15 @@ Dimension key: R rows of a chunk, W columns of it.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from engine.compilation import Bits, Counts, kernel
-from engine.float_kernels import RUN
-from engine.rounding_kernels import round_run, scale_of, value_of
+from engine.compilation import Bits, Bytes, Counts, Integer, Singles, Tallies, kernel
+from engine.rounding_kernels import round_run
+from engine.scale_kernels import scale_of, value_of
+from planning.working_set import RUN
 
 
 @kernel("void(uint16[:, ::1], uint16, int64[::1])", "void(uint32[:, ::1], uint32, int64[::1])")
-def raise_peaks(bits: Bits, mask: int, peaks: Counts) -> None:
+def raise_peaks(bits: Bits, mask: Integer, peaks: Counts) -> None:
     """Raise every column's peak to its largest magnitude.
 
     Args:
@@ -30,7 +30,7 @@ def raise_peaks(bits: Bits, mask: int, peaks: Counts) -> None:
     "void(int64[::1], int64, uint16[::1], float32[::1])",
     "void(int64[::1], int64, uint32[::1], float32[::1])",
 )
-def find_scales(peaks: Counts, kind: int, stored: Bits, scales: npt.NDArray[np.float32]) -> None:
+def find_scales(peaks: Counts, kind: Integer, stored: Bits, scales: Singles) -> None:
     """Find the scale of every column.
 
     Args:
@@ -53,13 +53,13 @@ def find_scales(peaks: Counts, kind: int, stored: Bits, scales: npt.NDArray[np.f
 def round_columns(
     before: Bits,
     after: Bits,
-    is_pruned: bool,  # noqa: FBT001 - numba takes arguments by position
-    kind: int,
-    scales: npt.NDArray[np.float32],
-    flip: int,
-    rounded: npt.NDArray[np.uint8],
-    scratch: npt.NDArray[np.uint32],
-    tallies: npt.NDArray[np.float64],
+    is_pruned: bool,
+    kind: Integer,
+    scales: Singles,
+    flip: Integer,
+    rounded: Bytes,
+    scratch: Bits,
+    tallies: Tallies,
 ) -> None:
     """Round to int8 with one scale per column.
 
@@ -96,7 +96,7 @@ def round_columns(
     "void(uint16[:, ::1], uint16, int64[::1], int64[::1])",
     "void(uint32[:, ::1], uint32, int64[::1], int64[::1])",
 )
-def count_below(keys: Bits, mask: int, limits: Counts, counts: Counts) -> None:
+def count_below(keys: Bits, mask: Integer, limits: Counts, counts: Counts) -> None:
     """Count every column's keys below its limit.
 
     Args:
@@ -116,7 +116,7 @@ def count_below(keys: Bits, mask: int, limits: Counts, counts: Counts) -> None:
     "void(uint32[:, ::1], uint32[:, ::1], uint32, int64[::1], int64[::1])",
     "void(uint16[:, ::1], uint32[:, ::1], uint32, int64[::1], int64[::1])",
 )
-def erase_smallest(bits: Bits, keys: Bits, mask: int, thresholds: Counts, left: Counts) -> None:
+def erase_smallest(bits: Bits, keys: Bits, mask: Integer, thresholds: Counts, left: Counts) -> None:
     """Zero what lies below a column's threshold, and the first that equal it, in place.
 
     Args:

@@ -71,7 +71,8 @@ def count_ties(keys: Bits, mask: int, thresholds: Counts) -> Counts:
     counts = np.zeros((2, keys.shape[1]), np.int64)
     column_kernels.count_below(keys, mask, thresholds + 1, counts[0])
     column_kernels.count_below(keys, mask, thresholds, counts[1])
-    return counts[0] - counts[1]
+    ties: Counts = counts[0] - counts[1]
+    return ties
 
 
 def count_below(keys: Bits, mask: int, limits: Counts) -> Counts:

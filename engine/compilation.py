@@ -7,8 +7,13 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-#: Bit patterns of weights, or their magnitudes: 16 or 32 bits each.
-Bits = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+#: Bit patterns of weights, or integers that rank them.
+Bits = npt.NDArray[np.unsignedinteger[Any]]
+Bytes = npt.NDArray[np.uint8]
+Singles = npt.NDArray[np.float32]
+Tallies = npt.NDArray[np.float64]
+Integer = int | np.integer[Any]
+Real = float | np.floating[Any]
 Counts = npt.NDArray[np.int64]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

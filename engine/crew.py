@@ -11,7 +11,7 @@ from typing import Protocol
 
 from engine.workbench import Workbench
 
-#: What remains to be done for a task when all tasks before it are settled; short, and one at a time.
+#: What remains to be done for a task when all tasks before it are settled: short, one at a time.
 Settlement = Callable[[], None]
 
 

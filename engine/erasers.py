@@ -63,7 +63,7 @@ class ThresholdEraser:
         keys, mask = self.ranking.keys(bits, chunk, bench)
         flat = keys.reshape(-1)
         ties = bench.kernels.count_equal(flat, mask, threshold.key)
-        left = max(0, threshold.ties - self.ties.take(turn, ties))
+        left = max(0, threshold.ties - self.ties.take(turn, int(ties)))
         bench.kernels.erase_smallest(bits.reshape(-1), flat, mask, threshold.key, left)
 
 

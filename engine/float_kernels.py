@@ -5,10 +5,8 @@ they are called magnitudes here, and comparing and counting them is exact.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from engine.compilation import Bits, kernel
-from planning.working_set import RUN as RUN
+from engine.compilation import Bits, Integer, Singles, kernel
 
 #: How loops tell the dtypes of weights apart.
 BF16, F16, F32 = 0, 1, 2
@@ -16,7 +14,7 @@ KINDS = {"BF16": BF16, "F16": F16, "F32": F32}
 
 
 @kernel("void(uint16[::1], int64, uint32[::1])", "void(uint32[::1], int64, uint32[::1])")
-def widen(bits: Bits, kind: int, single: npt.NDArray[np.uint32]) -> None:
+def widen(bits: Bits, kind: Integer, single: Bits) -> None:
     """Give the patterns of the float32 values that equal the weights.
 
     Args:
@@ -43,7 +41,7 @@ def widen(bits: Bits, kind: int, single: npt.NDArray[np.uint32]) -> None:
 
 
 @kernel("void(uint16[::1], int64, uint32[::1])", "void(uint32[::1], int64, uint32[::1])")
-def wide_keys(bits: Bits, kind: int, keys: npt.NDArray[np.uint32]) -> None:
+def wide_keys(bits: Bits, kind: Integer, keys: Bits) -> None:
     """Give magnitudes in the order of float32, which all dtypes share.
 
     Args:
@@ -57,7 +55,7 @@ def wide_keys(bits: Bits, kind: int, keys: npt.NDArray[np.uint32]) -> None:
 
 
 @kernel("uint16(uint16[::1], uint16)", "uint32(uint32[::1], uint32)")
-def largest(bits: Bits, mask: int) -> int:
+def largest(bits: Bits, mask: Integer) -> Integer:
     """Give the largest of some integers after masking them; 0 for none."""
     found = mask & ~mask
     for i in range(bits.size):
@@ -70,7 +68,7 @@ def largest(bits: Bits, mask: int) -> int:
     "int64(uint16[::1], uint16, uint16)",
     "int64(uint32[::1], uint32, uint32)",
 )
-def count_equal(bits: Bits, mask: int, wanted: int) -> int:
+def count_equal(bits: Bits, mask: Integer, wanted: Integer) -> Integer:
     """Count the integers that equal a number after masking them."""
     total = 0
     # A counter of 16 bits lets 32 of them fit a vector, and cannot overflow in so few rounds.
@@ -79,7 +77,7 @@ def count_equal(bits: Bits, mask: int, wanted: int) -> int:
         count = np.uint16(0)
         for i in range(part.size):
             count = np.uint16(count + np.uint16((part[i] & mask) == wanted))
-        total += np.int64(count)
+        total += int(count)
     return total
 
 
@@ -87,9 +85,7 @@ def count_equal(bits: Bits, mask: int, wanted: int) -> int:
     "UniTuple(float64, 2)(float32[::1], float32[::1])",
     reorder_sums=True,
 )
-def sums_of_squares(
-    first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]
-) -> tuple[float, float]:
+def sums_of_squares(first: Singles, second: Singles) -> tuple[float, float]:
     """Give the sums of the squares of two arrays of one length."""
     of_first = 0.0
     of_second = 0.0

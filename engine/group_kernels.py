@@ -5,14 +5,14 @@ Dimension key: G groups, M inputs of a group, P positions of an input.
 
 import numpy as np
 
-from engine.compilation import Bits, kernel
+from engine.compilation import Bits, Integer, kernel
 
 #: How many magnitudes of one place in their groups are compared at one time.
 PLANE = 512
 
 
 @kernel("void(uint32[:, ::1], uint32[:, ::1], int64, int64)")
-def _count_larger(planes: Bits, beaten: Bits, size: int, count: int) -> None:
+def _count_larger(planes: Bits, beaten: Bits, size: Integer, count: Integer) -> None:
     for i in range(size):
         beaten[i] = 0
     for i in range(size):
@@ -30,7 +30,7 @@ def _count_larger(planes: Bits, beaten: Bits, size: int, count: int) -> None:
     "void(uint32[:, ::1], uint32[:, ::1], uint32, uint32[:, ::1], uint32[:, ::1])",
     "void(uint16[:, ::1], uint32[:, ::1], uint32, uint32[:, ::1], uint32[:, ::1])",
 )
-def _erase_neighbours(bits: Bits, keys: Bits, mask: int, planes: Bits, beaten: Bits) -> None:
+def _erase_neighbours(bits: Bits, keys: Bits, mask: Integer, planes: Bits, beaten: Bits) -> None:
     groups, size = bits.shape
     for first in range(0, groups, PLANE):
         count = min(PLANE, groups - first)
@@ -49,7 +49,7 @@ def _erase_neighbours(bits: Bits, keys: Bits, mask: int, planes: Bits, beaten: B
 
 
 @kernel("void(uint64[::1], uint64[::1], uint64)")
-def erase_two_of_four(bits: Bits, keys: Bits, mask: int) -> None:
+def erase_two_of_four(bits: Bits, keys: Bits, mask: Integer) -> None:
     """Keep the larger two of every four consecutive 16-bit weights, in place.
 
     A group fills one 64-bit word, so no weight has to move to meet the others of its group.
@@ -80,7 +80,7 @@ def erase_two_of_four(bits: Bits, keys: Bits, mask: int) -> None:
     "void(uint32[:, :, ::1], uint32[:, :, ::1], uint32, uint32[:, ::1], uint32[:, ::1])",
     "void(uint16[:, :, ::1], uint32[:, :, ::1], uint32, uint32[:, ::1], uint32[:, ::1])",
 )
-def erase_in_groups(bits: Bits, keys: Bits, mask: int, planes: Bits, beaten: Bits) -> None:
+def erase_in_groups(bits: Bits, keys: Bits, mask: Integer, planes: Bits, beaten: Bits) -> None:
     """Keep the larger half of every group of inputs, in place; ties keep the earliest.
 
     Args:

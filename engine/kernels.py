@@ -3,19 +3,16 @@
 from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from engine import float_kernels, group_kernels, pruning_kernels, rounding_kernels
-from engine.compilation import Bits
+from engine.compilation import Bits, Bytes, Integer, Tallies
 from jobs.report import DeviceMemory
-
-_Bytes = npt.NDArray[np.uint8]
 
 
 class Kernels(Protocol):
     """What a device must do; every implementation gives the same bytes. One thread uses each."""
 
-    def allocate(self, nbytes: int) -> _Bytes:
+    def allocate(self, nbytes: int) -> Bytes:
         """Give memory of the host that the device reaches, zeroed."""
         ...
 
@@ -23,40 +20,42 @@ class Kernels(Protocol):
         self,
         before: Bits,
         after: Bits,
-        is_pruned: bool,  # noqa: FBT001 - as in the kernel
-        kind: int,
-        mask: int,
-        group_size: int,
+        is_pruned: bool,
+        kind: Integer,
+        mask: Integer,
+        group_size: Integer,
         stored: Bits,
-        flip: int,
-        rounded: _Bytes,
-        scratch: npt.NDArray[np.uint32],
-        tallies: npt.NDArray[np.float64],
+        flip: Integer,
+        rounded: Bytes,
+        scratch: Bits,
+        tallies: Tallies,
     ) -> None:
         """Round to int8; see `rounding_kernels.round_rows`."""
         ...
 
-    def count_equal(self, keys: Bits, mask: int, wanted: int) -> int:
+    def count_equal(self, keys: Bits, mask: Integer, wanted: Integer) -> Integer:
         """Count keys; see `float_kernels.count_equal`."""
         ...
 
-    def erase_smallest(self, bits: Bits, keys: Bits, mask: int, threshold: int, ties: int) -> None:
+    def erase_smallest(
+        self, bits: Bits, keys: Bits, mask: Integer, threshold: Integer, ties: Integer
+    ) -> None:
         """Zero the smallest, in place; see `pruning_kernels.erase_smallest`."""
         ...
 
-    def erase_in_rows(self, bits: Bits, keys: Bits, mask: int, key_bits: int, count: int) -> None:
+    def erase_in_rows(
+        self, bits: Bits, keys: Bits, mask: Integer, key_bits: Integer, count: Integer
+    ) -> None:
         """Zero the smallest of every row, in place; see `pruning_kernels.erase_in_rows`."""
         ...
 
     def erase_in_groups(
-        self, bits: Bits, keys: Bits, mask: int, planes: Bits, beaten: Bits
+        self, bits: Bits, keys: Bits, mask: Integer, planes: Bits, beaten: Bits
     ) -> None:
         """Keep half of every group, in place; see `group_kernels.erase_in_groups`."""
         ...
 
-    def erase_two_of_four(
-        self, bits: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], mask: int
-    ) -> None:
+    def erase_two_of_four(self, bits: Bits, keys: Bits, mask: Integer) -> None:
         """Keep two of every four, in place; see `group_kernels.erase_two_of_four`."""
         ...
 
@@ -75,7 +74,7 @@ class ProcessorKernels:
     erase_in_groups = staticmethod(group_kernels.erase_in_groups)
     erase_two_of_four = staticmethod(group_kernels.erase_two_of_four)
 
-    def allocate(self, nbytes: int) -> _Bytes:
+    def allocate(self, nbytes: int) -> Bytes:
         """Give zeroed memory."""
         return np.zeros(nbytes, np.uint8)
 

@@ -107,7 +107,7 @@ class Measurement:
             raise ValueError("A measurement needs a stream of at least one key.")
         place, left = pruning_kernels.locate(histogram, self._left)
         with self._bell:
-            self._prefix = self._prefix << self._digits[look][1] | place
-            self._left = left
+            self._prefix = self._prefix << self._digits[look][1] | int(place)
+            self._left = int(left)
             self._is_known += 1
             self._bell.ring()

@@ -63,6 +63,11 @@ class MemoryMeter:
             self.sample()
 
 
+def resident_bytes() -> int:
+    """Give the resident memory of this process as it is now."""
+    return _read_fields()["VmRSS"]
+
+
 def own_peak_bytes() -> int:
     """Give the largest resident memory that this process ever had."""
     return _read_fields()["VmHWM"]

@@ -40,6 +40,7 @@ def compress(
     on_progress: Callable[[Progress], None],
     chunk_bytes: int = CHUNK_BYTES,
     threads: int | None = None,
+    idle_bytes: int | None = None,
 ) -> Report:
     """Prune and quantize a checkpoint, writing the artifact as it goes.
 
@@ -54,6 +55,8 @@ def compress(
             wants less. The artifact is the same whatever it is.
         threads: How many threads work, unless the budget wants fewer; by default one per
             processor, up to `MOST_THREADS`. The artifact is the same whatever it is.
+        idle_bytes: What a plan took this process to hold before the job, so that the job keeps to
+            that plan; by default it is measured.
 
     Returns:
         Everything measured. Equal models and recipes give artifacts of equal bytes.
@@ -74,7 +77,7 @@ def compress(
         plan = make_plan(checkpoint, kinds, recipe)
         inspection.advance(1)
         inspected = (kinds.peak_bytes if kinds else None) or 0
-        levels = Levels(meter.idle.resident_peak_bytes, inspected, threads)
+        levels = Levels(idle_bytes or meter.idle.resident_peak_bytes, inspected, threads)
         prediction = predict(plan, levels, chunk_bytes)
         refuse_overruns(prediction, recipe.budget)
         targets = list(plan.selection.targets.values())

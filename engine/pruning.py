@@ -5,16 +5,12 @@ is compressed, at a row that is longer than a chunk, or at all tensors for ``sco
 look applies the earlier steps on the way, so each step sees what those before it left.
 """
 
-import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 
-import numpy as np
-
-from engine import column_kernels, float_kernels
+from engine import float_kernels
 from engine.chunks import Chunk, Section, sections
-from engine.columns import ColumnEraser, Limits, count_below, count_ties, halve, share_ties
-from engine.compilation import Bits, Counts
+from engine.compilation import Bits
 from engine.crew import Bell, Task
 from engine.erasers import Eraser, GroupEraser, RowEraser, ThresholdEraser
 from engine.gatherings import Gathering
@@ -22,9 +18,9 @@ from engine.ledger import StepEntry
 from engine.looks import Look, Measuring
 from engine.measurements import Measurement
 from engine.progress import Progress, Ticker
-from engine.promises import Promise
-from engine.rankings import MAGNITUDE, Draws, Magnitudes, Ranking, WideMagnitudes
+from engine.rankings import Draws, Magnitudes, Ranking, WideMagnitudes, seed_of
 from engine.relays import Relay
+from engine.section_looks import SectionLooks, Strand
 from engine.source import Source
 from engine.workbench import Workbench
 from jobs.recipe import PruneStep, Recipe
@@ -107,11 +103,18 @@ class Pruning:
                 strand.append((index, eraser))
             peaks = None
             if with_peaks:
-                peaks = yield from self._find_peaks(target, section, strand)
+                looks = self._looks_at(len(self._entries) - 1, target, section, strand)
+                peaks = yield from looks.find_peaks(target)
             for chunk in section.chunks():
                 yield make(self._look(target, chunk, strand), peaks)
 
-    def _look(self, target: Target, chunk: Chunk, strand: Sequence[tuple[int, Eraser]]) -> Look:
+    def _looks_at(
+        self, index: int, target: Target, section: Section, strand: Strand
+    ) -> SectionLooks:
+        look = partial(self._look, target)
+        return SectionLooks(self._bell, section, strand, look, self._entries[index])
+
+    def _look(self, target: Target, chunk: Chunk, strand: Strand) -> Look:
         erasures = tuple((index, eraser.enlist(chunk)) for index, eraser in strand)
         return Look(self._source, target, self._extents[target.name], chunk, erasures)
 
@@ -127,9 +130,9 @@ class Pruning:
     def _ranking(self, index: int, target: Target) -> Ranking:
         step = self._step(index)
         if step.method == "random":
-            is_global = self._is_measured_whole(index) and step.scope == "global"
+            is_global = self._is_global(index)
             first = self._drawn_before[index, target.name] if is_global else 0
-            seed = _seed(step.seed, index, "" if is_global else target.name)
+            seed = seed_of(step.seed, index, "" if is_global else target.name)
             return Draws(seed, target.matrix, self._extents[target.name], first)
         if is_wide(index, self._recipe, self._targets):
             return WideMagnitudes(float_kernels.KINDS[target.matrix.tensor.dtype])
@@ -170,9 +173,9 @@ class Pruning:
         if self._step(index).method == "random":
             extent = self._extents[target.name]
             chunks = (c for s in sections(extent) for c in s.chunks()) if is_counted else ()
-            looks = iter(Look(self._source, target, extent, chunk, ()) for chunk in chunks)
-            for drawn in looks:
+            for chunk in chunks:
                 measurement.enlist(look)
+                drawn = Look(self._source, target, extent, chunk, ())
                 yield self._counting(index, measurement, look, ticker, drawn)
             return
         # An earlier global step must see every tensor, to know where among them it is.
@@ -222,7 +225,7 @@ class Pruning:
         index: int,
         target: Target,
         section: Section,
-        strand: Sequence[tuple[int, Eraser]],
+        strand: Strand,
         relays: Relays,
     ) -> Generator[Task, None, Eraser]:
         """Make a step's eraser of a section, measuring what the section alone can tell."""
@@ -235,12 +238,14 @@ class Pruning:
             measurement = self._measured[index, "" if step.scope == "global" else target.name]
             if section.extent.shape != "panel":
                 return ThresholdEraser(ranking, measurement, relays[index])
-            return (yield from self._share_ties(index, target, section, strand, relays[index]))
+            looks = self._looks_at(index, target, section, strand)
+            return (yield from looks.share_ties(ranking, measurement, relays[index]))
         count = pruned_count(step.sparsity or 0.0, target.matrix.inputs)
         if section.extent.shape == "rows":
             return RowEraser(ranking, count)
         if section.extent.shape == "panel":
-            return (yield from self._halve(index, target, section, strand, count))
+            looks = self._looks_at(index, target, section, strand)
+            return (yield from looks.halve(ranking, count))
         measurement = Measurement(self._bell, count, ranking.key_bits)
         for look in range(measurement.looks):
             forks = [(i, eraser.fork()) for i, eraser in strand]
@@ -250,112 +255,3 @@ class Pruning:
                 yield self._counting(index, measurement, look, None, seen)
             measurement.close(look)
         return ThresholdEraser(ranking, measurement, Relay(self._bell, 0))
-
-    def _gather(
-        self,
-        index: int,
-        target: Target,
-        section: Section,
-        strand: Sequence[tuple[int, Eraser]],
-        find: Callable[[Bits, Chunk, Workbench], Counts],
-        gathering: Gathering,
-    ) -> Iterator[Task]:
-        """Look at a section and gather what every chunk finds."""
-        forks = [(i, eraser.fork()) for i, eraser in strand]
-        entry = self._entries[index]
-        for chunk in section.chunks():
-            gathering.enlist()
-            seen = self._look(target, chunk, forks)
-
-            def use(bits: Bits, bench: Workbench, chunk: Chunk = chunk) -> None:
-                gathering.add(find(bits, chunk, bench))
-
-            def settle(seconds: float, nbytes: int = seen.nbytes) -> None:
-                entry.seconds += seconds
-                entry.bytes_read += nbytes
-
-            yield Measuring(seen, use, settle)
-        gathering.close()
-
-    def _share_ties(
-        self,
-        index: int,
-        target: Target,
-        section: Section,
-        strand: Sequence[tuple[int, Eraser]],
-        before: Relay[int],
-    ) -> Generator[Task, None, Eraser]:
-        name = "" if self._is_global(index) else target.name
-        measurement, ranking = self._measured[index, name], self._ranking(index, target)
-
-        def find(bits: Bits, chunk: Chunk, bench: Workbench) -> Counts:
-            keys, mask = ranking.keys(bits, chunk, bench)
-            threshold = measurement.result().key
-            return count_ties(keys, mask, np.full(chunk.width, threshold))
-
-        counts = Gathering(self._bell, np.add)
-        yield from self._gather(index, target, section, strand, find, counts)
-        limits = share_ties(measurement, counts, before)
-        return ColumnEraser(ranking, limits, self._no_ties(section))
-
-    def _halve(
-        self,
-        index: int,
-        target: Target,
-        section: Section,
-        strand: Sequence[tuple[int, Eraser]],
-        count: int,
-    ) -> Generator[Task, None, Eraser]:
-        ranking = self._ranking(index, target)
-        thresholds: Promise[Counts] = Promise(lambda: np.zeros(section.width, np.int64))
-        for bit in range(ranking.key_bits - 1, -1, -1):
-            counts = Gathering(self._bell, np.add)
-            find = partial(_count_below, ranking, thresholds, 1 << bit)
-            yield from self._gather(index, target, section, strand, find, counts)
-            thresholds = halve(thresholds, bit, counts, count)
-        below = Gathering(self._bell, np.add)
-        find = partial(_count_below, ranking, thresholds, 0)
-        yield from self._gather(index, target, section, strand, find, below)
-        limits = Promise(lambda: Limits(thresholds.get(), count - below.result()))
-        return ColumnEraser(ranking, limits, self._no_ties(section))
-
-    def _no_ties(self, section: Section) -> Relay[Counts]:
-        return Relay(self._bell, np.zeros(section.width, np.int64))
-
-    def _find_peaks(
-        self, target: Target, section: Section, strand: Sequence[tuple[int, Eraser]]
-    ) -> Generator[Task, None, Gathering | None]:
-        """Find what the scales of a section need to know, where its chunks alone cannot tell."""
-        shape = section.extent.shape
-        if target.scheme is None or shape not in ("panel", "pieces") or target.group_size:
-            return None
-        mask = MAGNITUDE[target.itemsize]
-        find = partial(_find_peaks, mask, is_row=shape == "pieces")
-        peaks = Gathering(self._bell, np.maximum)
-        yield from self._gather(len(self._entries) - 1, target, section, strand, find, peaks)
-        return peaks
-
-
-def _count_below(
-    ranking: Ranking,
-    thresholds: Promise[Counts],
-    bit: int,
-    bits: Bits,
-    chunk: Chunk,
-    bench: Workbench,
-) -> Counts:
-    keys, mask = ranking.keys(bits, chunk, bench)
-    return count_below(keys, mask, thresholds.get() | bit)
-
-
-def _find_peaks(mask: int, bits: Bits, *_: object, is_row: bool) -> Counts:
-    if is_row:
-        return np.array([float_kernels.largest(bits.reshape(-1), mask)], np.int64)
-    peaks = np.zeros(bits.shape[1], np.int64)
-    column_kernels.raise_peaks(bits, mask, peaks)
-    return peaks
-
-
-def _seed(seed: int, index: int, name: str) -> int:
-    digest = hashlib.blake2b(f"{seed}:{index}:{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")

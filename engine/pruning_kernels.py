@@ -8,8 +8,9 @@ patterns themselves, whose `mask` leaves their magnitude, or integers that were 
 
 import numpy as np
 
-from engine.compilation import Bits, Counts, kernel
-from engine.float_kernels import RUN, count_equal, sums_of_squares, widen
+from engine.compilation import Bits, Counts, Integer, Tallies, kernel
+from engine.float_kernels import count_equal, sums_of_squares, widen
+from planning.working_set import RUN
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -18,7 +19,9 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
     "void(uint16[::1], uint16[::1], int64, uint16, uint32[:, ::1], float64[::1])",
     "void(uint32[::1], uint32[::1], int64, uint32, uint32[:, ::1], float64[::1])",
 )
-def tally(before: Bits, after: Bits, kind: int, mask: int, scratch: Bits, tallies: Counts) -> None:
+def tally(
+    before: Bits, after: Bits, kind: Integer, mask: Integer, scratch: Bits, tallies: Tallies
+) -> None:
     """Measure what pruning took away.
 
     Args:
@@ -46,7 +49,7 @@ def tally(before: Bits, after: Bits, kind: int, mask: int, scratch: Bits, tallie
     "void(uint32[::1], uint32, int64, int64, int64, uint32[::1])",
 )
 def count_digits(
-    keys: Bits, mask: int, shift: int, digit: int, prefix: int, histogram: Counts
+    keys: Bits, mask: Integer, shift: Integer, digit: Integer, prefix: Integer, histogram: Counts
 ) -> None:
     """Add a digit of every key to a histogram.
 
@@ -78,7 +81,7 @@ def move_counts(mine: Counts, total: Counts) -> None:
 
 
 @kernel("UniTuple(int64, 2)(int64[::1], int64)", "UniTuple(int64, 2)(uint32[::1], int64)")
-def locate(histogram: Counts, count: int) -> tuple[int, int]:
+def locate(histogram: Counts, count: Integer) -> tuple[Integer, Integer]:
     """Find the bin of the count-th smallest, and how many of that bin are among the smallest."""
     left = count
     for place in range(histogram.size):
@@ -90,7 +93,7 @@ def locate(histogram: Counts, count: int) -> tuple[int, int]:
 
 
 @kernel("int64(uint16[::1], uint16, uint16)", "int64(uint32[::1], uint32, uint32)")
-def count_below(keys: Bits, mask: int, limit: int) -> int:
+def count_below(keys: Bits, mask: Integer, limit: Integer) -> Integer:
     """Count the keys below a limit."""
     total = 0
     # As in `count_equal`.
@@ -99,7 +102,7 @@ def count_below(keys: Bits, mask: int, limit: int) -> int:
         count = np.uint16(0)
         for i in range(part.size):
             count = np.uint16(count + np.uint16((part[i] & mask) < limit))
-        total += np.int64(count)
+        total += int(count)
     return total
 
 
@@ -108,7 +111,7 @@ def count_below(keys: Bits, mask: int, limit: int) -> int:
     "void(uint32[::1], uint32[::1], uint32, int64)",
     "void(uint16[::1], uint32[::1], uint32, int64)",
 )
-def _erase_below(bits: Bits, keys: Bits, mask: int, limit: int) -> None:
+def _erase_below(bits: Bits, keys: Bits, mask: Integer, limit: Integer) -> None:
     for i in range(bits.size):
         bits[i] = 0 if (keys[i] & mask) < limit else bits[i]
 
@@ -118,7 +121,9 @@ def _erase_below(bits: Bits, keys: Bits, mask: int, limit: int) -> None:
     "void(uint32[::1], uint32[::1], uint32, uint32, int64)",
     "void(uint16[::1], uint32[::1], uint32, uint32, int64)",
 )
-def erase_smallest(bits: Bits, keys: Bits, mask: int, threshold: int, ties: int) -> None:
+def erase_smallest(
+    bits: Bits, keys: Bits, mask: Integer, threshold: Integer, ties: Integer
+) -> None:
     """Zero what lies below a threshold, and the first `ties` that equal it, in place.
 
     Args:
@@ -151,7 +156,7 @@ def erase_smallest(bits: Bits, keys: Bits, mask: int, threshold: int, ties: int)
     "void(uint32[:, ::1], uint32[:, ::1], uint32, int64, int64)",
     "void(uint16[:, ::1], uint32[:, ::1], uint32, int64, int64)",
 )
-def erase_in_rows(bits: Bits, keys: Bits, mask: int, key_bits: int, count: int) -> None:
+def erase_in_rows(bits: Bits, keys: Bits, mask: Integer, key_bits: Integer, count: Integer) -> None:
     """Zero the `count` smallest of every row, the first among equals, in place.
 
     Args:
@@ -174,7 +179,7 @@ def erase_in_rows(bits: Bits, keys: Bits, mask: int, key_bits: int, count: int) 
 
 
 @kernel("uint64(uint64, uint64)")
-def _draw(seed: int, position: int) -> int:
+def _draw(seed: Integer, position: Integer) -> Integer:
     # Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators": splitmix64,
     # whose state is a counter, so a draw needs nothing but its place.
     mixed = seed + (position + np.uint64(1)) * _GOLDEN
@@ -184,7 +189,9 @@ def _draw(seed: int, position: int) -> int:
 
 
 @kernel("void(uint32[:, ::1], uint64, int64, int64, int64)")
-def draw_keys(keys: Bits, seed: int, position: int, row_step: int, column_step: int) -> None:
+def draw_keys(
+    keys: Bits, seed: Integer, position: Integer, row_step: Integer, column_step: Integer
+) -> None:
     """Fill keys with draws: the same for the same seed and position, whatever the chunk.
 
     Args:

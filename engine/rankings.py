@@ -3,6 +3,7 @@
 Dimension key: R rows of a chunk, W values of each.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,11 +22,7 @@ _ALL = 0xFFFFFFFF
 
 
 class Ranking(Protocol):
-    """Gives the keys of a tensor's weights.
-
-    Attributes:
-        key_bits: How long they are.
-    """
+    """Gives the keys of a tensor's weights."""
 
     @property
     def key_bits(self) -> int:
@@ -72,6 +69,7 @@ class WideMagnitudes:
 
     Attributes:
         kind: The weights' dtype, as in `float_kernels.KINDS`.
+        key_bits: How long a key is.
     """
 
     kind: int
@@ -97,6 +95,7 @@ class Draws:
         matrix: The tensor.
         extent: How it is cut.
         first: How many draws come before the tensor's.
+        key_bits: How long a key is.
     """
 
     seed: int
@@ -113,6 +112,21 @@ class Draws:
             keys, np.uint64(self.seed), self.first + position, row_step, column_step
         )
         return keys, _ALL
+
+
+def seed_of(seed: int, step: int, name: str) -> int:
+    """Give a seed of its own for every step and tensor.
+
+    Args:
+        seed: The recipe's seed.
+        step: Which step.
+        name: The tensor's name; empty where all tensors are one stream.
+
+    Returns:
+        A number of 64 bits.
+    """
+    digest = hashlib.blake2b(f"{seed}:{step}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _copy(bits: Bits, bench: Workbench) -> Bits:

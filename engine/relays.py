@@ -20,7 +20,7 @@ class Relay(Generic[Total]):
 
     def __init__(self, bell: Bell, start: Total | None) -> None:
         self._bell = bell
-        self._total = start
+        self._total: Total | None = start
         self._issued = 0
         self._taken = 0
         self._forks: list[tuple[int, Relay[Total]]] = []

@@ -22,10 +22,12 @@ from jobs.report import (
 from planning.architectures import table_version
 from planning.layout import Placement
 from planning.plan import Plan
+from planning.prediction import Prediction
 
 
 def build_report(
     plan: Plan,
+    prediction: Prediction,
     entries: tuple[Sequence[StepEntry], Mapping[str, TensorEntry]],
     memory: tuple[MemoryMeter, DeviceMemory | None, int | None],
     seconds: float,
@@ -34,6 +36,7 @@ def build_report(
 
     Args:
         plan: What was done.
+        prediction: What it was to cost.
         entries: What was counted, by step and by tensor.
         memory: What was measured of the host's memory and of the device's, and the resident peak
             of the process that looked at the model's modules.
@@ -58,7 +61,7 @@ def build_report(
         artifact=ArtifactFacts(
             format=plan.output_format, bytes=artifact_bytes, size_ratio=artifact_bytes / model_bytes
         ),
-        memory=_memory(*memory, recipe),
+        memory=_memory(*memory, recipe, prediction),
         steps=tuple(e.report(step) for e, step in zip(steps, recipe.steps, strict=True)),
         tensors=tuple(
             _tensor(placement, tensors[placement.source.name])
@@ -90,7 +93,11 @@ def _versions(*, has_config: bool, inspection: int | None) -> dict[str, str]:
 
 
 def _memory(
-    meter: MemoryMeter, device: DeviceMemory | None, inspection: int | None, recipe: Recipe
+    meter: MemoryMeter,
+    device: DeviceMemory | None,
+    inspection: int | None,
+    recipe: Recipe,
+    prediction: Prediction,
 ) -> Memory:
     budget = recipe.budget.host_memory
     idle, peak = meter.idle, meter.peak
@@ -100,6 +107,7 @@ def _memory(
         peak=peak,
         device=device,
         inspection_peak_bytes=inspection,
+        predicted_peak_bytes=prediction.host_peak_bytes,
         measured_peak_bytes=total,
         added_anonymous_bytes=max(0, peak.anonymous_peak_bytes - idle.anonymous_peak_bytes),
         budget_bytes=budget,

@@ -9,27 +9,15 @@ by, and no weight lies more than half a step from its int8 value.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from engine.compilation import Bits, kernel
-from engine.float_kernels import BF16, F16, RUN, count_equal, largest, sums_of_squares, widen
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Bytes = npt.NDArray[np.uint8]
+from engine.compilation import Bits, Bytes, Integer, Singles, Tallies, kernel
+from engine.float_kernels import count_equal, largest, sums_of_squares, widen
+from engine.scale_kernels import find_scales, value_of
+from planning.working_set import RUN
 
 #: Adding and taking away 1.5 * 2**23 rounds a float32 of this size to the nearest integer, ties to
 #: even, in two vector instructions.
 _ROUNDER = np.float32(12582912.0)
-_STEPS = np.float32(127.5)
-_SCALE_OF_ZEROS = np.finfo(np.float32).eps
-#: The least scale: far below any weight that matters, and no loader flushes it to zero.
-_LEAST_SCALE = (np.float32(2.0**-126), np.float32(2.0**-24), np.float32(2.0**-126))
-#: From this scale on, -128 steps are an infinity in the weight's dtype; the factor makes it a scale
-#: of which every weight is a finite number of steps.
-_OVERFLOWING = (np.float32(2.0**121), np.float32(2.0**9), np.float32(2.0**121))
-_FACTOR = (np.float32(1.25), np.float32(1 + 2.0**-10), np.float32(1 + 2.0**-22))
-
 #: What `tallies` holds, in this order: exact zeros that came in and that went out, the sum of
 #: squared differences to what came in, the sum of squares of that, the largest difference to what
 #: was rounded, in scales.
@@ -38,46 +26,8 @@ TALLIES = 5
 SCRATCH_ROWS = 3
 
 
-@kernel("float32(uint32, int64)")
-def value_of(pattern: int, kind: int) -> float:
-    """Give the float32 that equals a positive bit pattern of a dtype."""
-    if kind == BF16:
-        return np.uint32(pattern << np.uint32(16)).view(np.float32)
-    if kind == F16:
-        single = np.uint32(pattern << np.uint32(13)).view(np.float32)
-        return single * np.float32(2.0**112)
-    return np.uint32(pattern).view(np.float32)
-
-
-@kernel("uint32(uint32, int64)")
-def scale_of(peak: int, kind: int) -> int:
-    """Give the scale of a channel.
-
-    Args:
-        peak: The channel's largest magnitude.
-        kind: The dtype of its weights, and of the scale.
-
-    Returns:
-        The bit pattern of the least scale of that dtype that is not below amax / 127.5; 2**-23 for
-        a channel of zeros.
-    """
-    scale = max(value_of(peak, kind) / _STEPS, _LEAST_SCALE[kind])
-    if peak == 0:
-        scale = _SCALE_OF_ZEROS
-    if scale >= _OVERFLOWING[kind]:
-        scale = np.float32(scale * _FACTOR[kind])
-    pattern = np.float32(scale).view(np.uint32)
-    if kind == BF16:
-        return (pattern + np.uint32(0xFFFF)) >> np.uint32(16)
-    if kind == F16:
-        if scale < np.float32(2.0**-14):
-            return np.uint32(np.ceil(scale * np.float32(2.0**24)))
-        return ((pattern + np.uint32(0x1FFF)) >> np.uint32(13)) - np.uint32(112 << 10)
-    return pattern
-
-
 @kernel("void(float32[::1], float32[::1], uint8, uint8[::1], float32[::1])")
-def _round(weight: Floats, scale: Floats, flip: int, rounded: Bytes, steps: Floats) -> None:
+def _round(weight: Singles, scale: Singles, flip: Integer, rounded: Bytes, steps: Singles) -> None:
     for i in range(weight.size):
         ratio = weight[i] / scale[i]
         value = (max(min(ratio, np.float32(127.0)), np.float32(-128.0)) + _ROUNDER) - _ROUNDER
@@ -86,7 +36,9 @@ def _round(weight: Floats, scale: Floats, flip: int, rounded: Bytes, steps: Floa
 
 
 @kernel("void(float32[::1], float32[::1], uint8, uint8[::1], float32[::1])")
-def _compare(weight: Floats, scale: Floats, flip: int, rounded: Bytes, error: Floats) -> None:
+def _compare(
+    weight: Singles, scale: Singles, flip: Integer, rounded: Bytes, error: Singles
+) -> None:
     for i in range(weight.size):
         error[i] = weight[i] - np.float32(np.int8(rounded[i] ^ flip)) * scale[i]
 
@@ -100,13 +52,13 @@ def _compare(weight: Floats, scale: Floats, flip: int, rounded: Bytes, error: Fl
 def round_run(
     before: Bits,
     after: Bits,
-    is_pruned: bool,  # noqa: FBT001 - numba takes arguments by position
-    kind: int,
-    scales: Floats,
-    flip: int,
+    is_pruned: bool,
+    kind: Integer,
+    scales: Singles,
+    flip: Integer,
     rounded: Bytes,
-    scratch: npt.NDArray[np.uint32],
-    tallies: Doubles,
+    scratch: Bits,
+    tallies: Tallies,
 ) -> None:
     """Write ``clamp(round_half_even(weight / scale), -128, 127)`` of at most `RUN` weights.
 
@@ -138,25 +90,6 @@ def round_run(
 
 
 @kernel(
-    "void(uint16[::1], int64, uint16, int64, uint16[::1])",
-    "void(uint32[::1], int64, uint32, int64, uint32[::1])",
-)
-def find_scales(bits: Bits, kind: int, mask: int, group_size: int, stored: Bits) -> None:
-    """Find the scale of every group.
-
-    Args:
-        bits: Bit patterns, a whole number of groups.
-        kind: Their dtype.
-        mask: What leaves the magnitude of a pattern.
-        group_size: How many consecutive values make a group.
-        stored: Where the bit patterns of the scales go.
-    """
-    for group in range(bits.size // group_size):
-        values = bits[group * group_size : (group + 1) * group_size]
-        stored[group] = scale_of(largest(values, mask), kind)
-
-
-@kernel(
     "void(uint16[::1], uint16[::1], b1, int64, uint16[::1], int64, uint8, uint8[::1],"
     " uint32[:, ::1], float64[::1])",
     "void(uint32[::1], uint32[::1], b1, int64, uint32[::1], int64, uint8, uint8[::1],"
@@ -165,14 +98,14 @@ def find_scales(bits: Bits, kind: int, mask: int, group_size: int, stored: Bits)
 def round_row(
     before: Bits,
     after: Bits,
-    is_pruned: bool,  # noqa: FBT001 - numba takes arguments by position
-    kind: int,
+    is_pruned: bool,
+    kind: Integer,
     stored: Bits,
-    group_size: int,
-    flip: int,
+    group_size: Integer,
+    flip: Integer,
     rounded: Bytes,
-    scratch: npt.NDArray[np.uint32],
-    tallies: Doubles,
+    scratch: Bits,
+    tallies: Tallies,
 ) -> None:
     """Round consecutive values of a row to int8.
 
@@ -222,15 +155,15 @@ def round_row(
 def round_rows(
     before: Bits,
     after: Bits,
-    is_pruned: bool,  # noqa: FBT001 - numba takes arguments by position
-    kind: int,
-    mask: int,
-    group_size: int,
+    is_pruned: bool,
+    kind: Integer,
+    mask: Integer,
+    group_size: Integer,
     stored: Bits,
-    flip: int,
+    flip: Integer,
     rounded: Bytes,
-    scratch: npt.NDArray[np.uint32],
-    tallies: Doubles,
+    scratch: Bits,
+    tallies: Tallies,
 ) -> None:
     """Round rows to int8, finding their scales.
 

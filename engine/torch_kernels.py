@@ -13,11 +13,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from engine import column_kernels
-from engine.compilation import Bits
+from engine.compilation import Bits, Bytes, Integer, Tallies
 from engine.float_kernels import BF16, F16
 from engine.kernels import ProcessorKernels
 from jobs.report import DeviceMemory
@@ -26,10 +25,17 @@ _SIGNED = {2: np.int16, 4: np.int32}
 
 
 class TorchKernels:
-    """Computes on a torch device.
+    """Computes on a torch device; what prunes is left to the processor.
 
     Args:
         device: Its name, such as ``cuda`` or ``cpu``.
+
+    Attributes:
+        count_equal: As on the processor, and so are the next four.
+        erase_smallest: See there.
+        erase_in_rows: See there.
+        erase_in_groups: See there.
+        erase_two_of_four: See there.
     """
 
     count_equal = staticmethod(ProcessorKernels.count_equal)
@@ -41,36 +47,36 @@ class TorchKernels:
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
         self._is_cuda = self._device.type == "cuda"
-        self._stream = torch.cuda.Stream(self._device) if self._is_cuda else None
+        self._stream = torch.cuda.Stream(self._device) if self._is_cuda else None  # type: ignore[no-untyped-call]
         if self._is_cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
 
-    def allocate(self, nbytes: int) -> npt.NDArray[np.uint8]:
+    def allocate(self, nbytes: int) -> Bytes:
         """Give pinned memory, zeroed, which the device copies on its own."""
         memory = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=self._is_cuda)
-        array: npt.NDArray[np.uint8] = memory.numpy()
+        array: Bytes = memory.numpy()
         return array
 
     def round_rows(
         self,
         before: Bits,
         after: Bits,
-        is_pruned: bool,  # noqa: FBT001 - as in the kernel
-        kind: int,
-        mask: int,
-        group_size: int,
+        is_pruned: bool,
+        kind: Integer,
+        mask: Integer,
+        group_size: Integer,
         stored: Bits,
-        flip: int,
-        rounded: npt.NDArray[np.uint8],
-        scratch: npt.NDArray[np.uint32],  # noqa: ARG002 - the device has its own memory
-        tallies: npt.NDArray[np.float64],
+        flip: Integer,
+        rounded: Bytes,
+        scratch: Bits,  # noqa: ARG002 - the device has its own memory
+        tallies: Tallies,
     ) -> None:
         """Round to int8; see `rounding_kernels.round_rows`."""
         rows, width = after.shape
-        groups = (rows, width // group_size, group_size)
+        groups = (rows, width // int(group_size), int(group_size))
         with self._on_stream():
             pattern = self._upload(after)
-            peaks = (pattern & mask).view(groups).amax(2).reshape(-1).to(torch.int64)
+            peaks = (pattern & int(mask)).view(groups).amax(2).reshape(-1).to(torch.int64)
             scales = np.empty(stored.size, np.float32)
             column_kernels.find_scales(peaks.cpu().numpy(), kind, stored, scales)
             scale = torch.from_numpy(scales).to(self._device).view(*groups[:2], 1)
@@ -79,7 +85,7 @@ class TorchKernels:
             values = ratio.clamp(-128, 127).round_()
             padded = torch.zeros(rounded.shape, dtype=torch.uint8, device=self._device)
             integers = values.to(torch.int8).view(torch.uint8).view(rows, width)
-            padded[:, :width] = integers.bitwise_xor(flip)
+            padded[:, :width] = integers.bitwise_xor(int(flip))
             torch.from_numpy(rounded).copy_(padded, non_blocking=True)
             original = weight
             if is_pruned:
@@ -115,7 +121,7 @@ class TorchKernels:
         return signed.to(self._device, non_blocking=True)
 
 
-def _floats(pattern: torch.Tensor, kind: int) -> torch.Tensor:
+def _floats(pattern: torch.Tensor, kind: Integer) -> torch.Tensor:
     if kind == BF16:
         return pattern.view(torch.bfloat16).float()
     return pattern.view(torch.float16).float() if kind == F16 else pattern.view(torch.float32)

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine import column_kernels, float_kernels, pruning_kernels, rounding_kernels
+from engine import (
+    column_kernels,
+    float_kernels,
+    pruning_kernels,
+    rounding_kernels,
+    scale_kernels,
+)
 from engine.chunks import file_position
 from engine.crew import Settlement, Task
 from engine.gatherings import Gathering
@@ -23,6 +29,7 @@ from engine.rankings import MAGNITUDE
 from engine.source import Source
 from engine.workbench import Workbench
 from planning.layout import Placement, ShardPlan
+from planning.working_set import RUN
 
 _COPY_BYTES = 8 * 1024**2
 #: An int32 holds four values, each as value + 128: the sign bit turned over.
@@ -170,7 +177,7 @@ class _Press:
         self, seen: Seen, mask: int, bench: Workbench, tallies: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.generic]:
         kind = float_kernels.KINDS[self.look.target.matrix.tensor.dtype]
-        scratch = bench.take("scratch", (3, float_kernels.RUN), np.uint32)
+        scratch = bench.take("scratch", (3, RUN), np.uint32)
         if self.look.target.scheme is None:
             flat = seen.before.reshape(-1), seen.after.reshape(-1)
             pruning_kernels.tally(*flat, kind, mask, scratch, tallies)
@@ -200,7 +207,7 @@ class _Press:
         if self.peaks is None:
             bench.kernels.round_rows(*weights, mask, group, stored, flip, rounded, scratch, tallies)
         elif extent.shape == "pieces":
-            stored[0] = rounding_kernels.scale_of(int(self.peaks.result()[0]), kind)
+            stored[0] = scale_kernels.scale_of(int(self.peaks.result()[0]), kind)
             rounding_kernels.round_row(
                 seen.before[0], seen.after[0], is_pruned, kind,
                 stored, group, flip, rounded[0], scratch, tallies,

@@ -22,6 +22,8 @@ _BYTES_PER_TENSOR_READ = 512
 _BYTES_PER_TENSOR_WRITTEN = 1408
 #: The stack and the allocator's share of one more thread.
 _BYTES_PER_THREAD = 256 * 1024
+#: What one run of the same job holds more than another, so that a budget that fits always does.
+_MARGIN_BYTES = 1024**2
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class MemoryModel:
         """
         for threads, chunk_bytes in _paces(self.levels.threads, self.chunk_bytes):
             found = working_set(self.targets, self.recipe, threads=threads, chunk_bytes=chunk_bytes)
-            if budget_bytes is None or self.peak_bytes(found) <= budget_bytes:
+            if budget_bytes is None or self.peak_bytes(found) + _MARGIN_BYTES <= budget_bytes:
                 break
         return found
 
@@ -117,7 +119,7 @@ class MemoryModel:
     @property
     def least_bytes(self) -> int:
         """The smallest budget in which the job can run."""
-        return self.peak_bytes(self.fit(0))
+        return self.peak_bytes(self.fit(0)) + _MARGIN_BYTES
 
 
 def _treatment(target: Target) -> tuple[object, ...]:

@@ -81,12 +81,13 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
     )
 
 
-def find_overruns(prediction: Prediction, budget: Budget) -> list[Problem]:
+def find_overruns(prediction: Prediction, budget: Budget, pointer: str = "") -> list[Problem]:
     """Say which limits a job would pass.
 
     Args:
         prediction: What it will cost.
         budget: What it may cost.
+        pointer: Where the recipe stands in the request.
 
     Returns:
         A problem for each limit, with the smallest budget that would do; empty where it fits.
@@ -104,22 +105,23 @@ def find_overruns(prediction: Prediction, budget: Budget) -> list[Problem]:
                 f"The smallest that fits is {needed}."
             )
             extra = {"predicted_bytes": needed, "budget_bytes": allowed, "smallest_bytes": needed}
-            errors = [Detail(f"/budget/{member}", code, detail)]
+            errors = [Detail(f"{pointer}/budget/{member}", code, detail)]
             found.append(Problem(code, detail, errors=errors, extra=extra))
     return found
 
 
-def refuse_overruns(prediction: Prediction, budget: Budget) -> None:
+def refuse_overruns(prediction: Prediction, budget: Budget, pointer: str = "") -> None:
     """Refuse a job that would pass its budget.
 
     Args:
         prediction: What it will cost.
         budget: What it may cost.
+        pointer: Where the recipe stands in the request.
 
     Raises:
         Problem: `memory_budget_exceeded` or `disk_budget_exceeded`, as of `find_overruns`.
     """
-    for problem in find_overruns(prediction, budget):
+    for problem in find_overruns(prediction, budget, pointer):
         raise problem
 
 

@@ -182,9 +182,7 @@ def _reason(candidate: Candidate, step: PruneStep | QuantizeStep, output: str) -
     return against
 
 
-def _reason_against_quantizing(
-    candidate: Candidate, step: QuantizeStep, output: str
-) -> str | None:
+def _reason_against_quantizing(candidate: Candidate, step: QuantizeStep, output: str) -> str | None:
     if candidate.tied_to is not None:
         return f"It is tied to {candidate.tied_to}, and tied weights stay float."
     if candidate.kind == "Embedding":

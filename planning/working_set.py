@@ -128,5 +128,5 @@ def _bins(target: Target, extent: Extent, recipe: Recipe, index: int, targets: l
         return 0
     if step.scope == "row" and extent.shape == "rows":
         return 0
-    is_narrow = step.method == "magnitude" and target.itemsize == 2  # noqa: PLR2004 - bytes
+    is_narrow = step.method == "magnitude" and target.itemsize == 2
     return NARROW_BINS if is_narrow and not is_wide(index, recipe, targets) else WIDE_BINS

@@ -1,0 +1,72 @@
+"""What a job would do and cost, told by nothing but headers and a config."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs.checkpoint import Checkpoint, open_checkpoint
+from jobs.recipe import Recipe
+from planning.architectures import guess_kinds, known_kinds
+from planning.memory_model import Levels
+from planning.plan import Plan, make_plan
+from planning.prediction import Prediction, predict, refuse_overruns
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a job would do and cost.
+
+    Attributes:
+        plan: What it would do.
+        prediction: What that would cost.
+        levels: What was assumed of the processes that run it.
+        is_exact: Whether it is certain which module is which.
+    """
+
+    plan: Plan
+    prediction: Prediction
+    levels: Levels
+    is_exact: bool
+
+
+def forecast(checkpoint: Checkpoint, recipe: Recipe, levels: Levels) -> Forecast:
+    """Say what a job would do and cost, without running anything.
+
+    Args:
+        checkpoint: The model; nothing but its headers and config is looked at.
+        recipe: What to do to it.
+        levels: What is known of the processes that run jobs.
+
+    Returns:
+        The forecast. It is exact but for models that only their own code could tell about.
+
+    Raises:
+        Problem: As `make_plan`.
+    """
+    kinds = known_kinds(checkpoint)
+    is_exact = kinds is not None or checkpoint.config is None
+    plan = make_plan(checkpoint, kinds if is_exact else guess_kinds(checkpoint), recipe)
+    assumed = replace(levels, inspection_bytes=0) if is_exact else levels
+    return Forecast(plan, predict(plan, assumed), assumed, is_exact)
+
+
+def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = "") -> None:
+    """Refuse a job that would certainly pass its budget.
+
+    Args:
+        folder: The model.
+        recipe: What to do to it, and within what limits.
+        levels: What is known of the processes that run jobs.
+        pointer: Where the recipe stands in the request.
+
+    Raises:
+        Problem: `memory_budget_exceeded` or `disk_budget_exceeded`, with the smallest budget that
+            would do; or as `make_plan`, where there is a budget at all. What only a model's own
+            code can tell is left to the job, which asks it.
+    """
+    budget = recipe.budget
+    if budget.host_memory is None and budget.disk is None:
+        return
+    checkpoint = open_checkpoint(folder)
+    if checkpoint.config is None or known_kinds(checkpoint) is not None:
+        made = forecast(checkpoint, recipe, levels)
+        refuse_overruns(made.prediction, budget, pointer)
