@@ -61,6 +61,9 @@ class Memory(_Value):
         description="Resident peak of the short process that asked transformers which module is "
         "which; it ends before the model is read. None where the table of architectures told.",
     )
+    predicted_peak_bytes: Bytes | None = Field(
+        None, description="What the plan said of `measured_peak_bytes` before the model was read."
+    )
     measured_peak_bytes: Bytes = Field(
         description="The most that the job's processes held together: the larger of the runner's "
         "resident peak and of the idle runner with its inspection."

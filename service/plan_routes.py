@@ -9,12 +9,13 @@ from redis.exceptions import RedisError
 from jobs.checkpoint import Checkpoint, open_checkpoint
 from jobs.levels import read_levels
 from jobs.problems import Problem
+from planning.forecast import forecast
 from planning.memory_model import DEFAULT_LEVELS, Levels
 from service.contract import JSON, Operation, check, declare, json_answer
 from service.model_routes import find_model
 from service.parts import parts
 from service.plan_documents import PlanDocument, PlanRequest
-from service.plans import checkpoint_of, document, forecast
+from service.plans import checkpoint_of, document
 from service.receive import Body
 from service.submissions import read_members
 

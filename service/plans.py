@@ -1,18 +1,15 @@
-"""From a checkpoint's headers and a recipe to what the job would cost."""
+"""A plan's request and answer as documents."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jobs.checkpoint import Checkpoint, Shard, assemble
 from jobs.problems import Detail, Problem
-from jobs.recipe import Recipe
 from jobs.safetensors_header import check_members
-from planning.architectures import guess_kinds, known_kinds
-from planning.memory_model import Levels
-from planning.plan import Plan, make_plan
-from planning.prediction import Prediction, find_overruns, predict
+from planning.forecast import Forecast
+from planning.prediction import find_overruns
 from service.plan_documents import (
     PlanDocument,
     PlannedArtifact,
@@ -21,44 +18,6 @@ from service.plan_documents import (
     PlanRequest,
     SmallestBudget,
 )
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a job would do and cost.
-
-    Attributes:
-        plan: What it would do.
-        prediction: What that would cost.
-        levels: What was assumed of the processes that run it.
-        is_exact: Whether it is certain which module is which.
-    """
-
-    plan: Plan
-    prediction: Prediction
-    levels: Levels
-    is_exact: bool
-
-
-def forecast(checkpoint: Checkpoint, recipe: Recipe, levels: Levels) -> Forecast:
-    """Say what a job would do and cost, without running anything.
-
-    Args:
-        checkpoint: The model; nothing but its headers and config is looked at.
-        recipe: What to do to it.
-        levels: What is known of the processes that run jobs.
-
-    Returns:
-        The forecast. It is exact but for models that only their own code could tell about.
-
-    Raises:
-        Problem: As `make_plan`.
-    """
-    kinds = known_kinds(checkpoint)
-    is_exact = kinds is not None or checkpoint.config is None
-    plan = make_plan(checkpoint, kinds if is_exact else guess_kinds(checkpoint), recipe)
-    assumed = replace(levels, inspection_bytes=0) if is_exact else levels
-    return Forecast(plan, predict(plan, assumed), assumed, is_exact)
 
 
 def checkpoint_of(asked: PlanRequest) -> Checkpoint:

@@ -1,17 +1,20 @@
 """POST /jobs: all that can be checked without a GPU is checked before the job is accepted."""
 
+from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Response, request
 
 from jobs.problems import Problem
 from jobs.queue import ring
+from planning.forecast import check_budget
 from service.contract import JSON, Form, Operation, declare, json_answer
 from service.documents import JobDocument, SubmitRequest
 from service.job_answers import answer_job, find_job
 from service.model_routes import MODEL_PROBLEMS, find_model
 from service.multipart import Multipart, is_multipart
 from service.parts import parts
+from service.plan_routes import known_levels
 from service.receive import MAX_TEXT_BYTES, Body
 from service.submissions import Submission, accept, from_form, from_json, read_key
 from service.uploads import require_space
@@ -54,6 +57,9 @@ _FORM = Form(
             "invalid_recipe",
             "output_unsupported",
             "already_quantized",
+            "nothing_changed",
+            "memory_budget_exceeded",
+            "disk_budget_exceeded",
             "idempotency_key_reused",
             "store_unavailable",
         ),
@@ -74,7 +80,7 @@ def create_job() -> Response:
             f"{request.mimetype[:80]!a} is neither application/json nor multipart/form-data.",
         )
     submission = from_json(Body(request, MAX_TEXT_BYTES))
-    _check(submission, find_model(submission.model))
+    _check(submission, find_model(submission.model), _files_of(submission.model))
     return _accept(submission, key)
 
 
@@ -85,7 +91,10 @@ def _create_from_form(key: str | None) -> Response:
     with blobs.stage() as staged:
         submission = from_form(Multipart(request, body), staged)
         upload = submission.upload
-        _check(submission, upload.meta if upload else find_model(submission.model))
+        if upload is None:
+            _check(submission, find_model(submission.model), _files_of(submission.model))
+        else:
+            _check(submission, upload.meta, staged / "files")
         if upload is not None:
             # Asked before the upload is published, so that it leaves nothing where Redis is away.
             parts().store.redis.ping()
@@ -93,7 +102,11 @@ def _create_from_form(key: str | None) -> Response:
     return _accept(submission, key)
 
 
-def _check(submission: Submission, meta: dict[str, Any]) -> None:
+def _files_of(model_id: str) -> Path:
+    return parts().blobs.files("models", model_id.removeprefix("mdl_"))
+
+
+def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
     if meta["is_quantized"]:
         raise Problem(
             "already_quantized",
@@ -106,6 +119,8 @@ def _check(submission: Submission, meta: dict[str, Any]) -> None:
             f"output.format compressed-tensors needs a transformers folder with its config.json; "
             f"the model is {meta['format']}. Leave output.format out.",
         )
+    levels, _ = known_levels()
+    check_budget(files, submission.recipe, levels, "/spec")
 
 
 def _accept(submission: Submission, key: str | None) -> Response:

@@ -35,12 +35,14 @@ class Order:
         work_folder: Where the artifact and the report go.
         recipe: The recipe as plain values.
         device: Where to compute.
+        idle_bytes: What the plan took an idle runner to hold; None where there was no plan.
     """
 
     model_folder: str
     work_folder: str
     recipe: dict[str, Any]
     device: Literal["cpu", "cuda"]
+    idle_bytes: int | None = None
 
 
 def run(order: Order, pipe: int) -> None:
@@ -86,6 +88,7 @@ def _run(order: Order, on_progress: Any) -> None:  # noqa: ANN401 - passed on as
         parse_recipe(order.recipe),
         device=order.device,
         on_progress=on_progress,
+        idle_bytes=order.idle_bytes,
     )
     (work / REPORT_NAME).write_text(report.model_dump_json())
 

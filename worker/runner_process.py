@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -76,8 +77,23 @@ class Template:
                 process_group=0,
             )
         self._control = ours
-        self._is_ready = False
+        self._idle_bytes: int | None = None
+        self._waiting = threading.Lock()
         self.pid = self._process.pid
+
+    def idle_bytes(self) -> int:
+        """Wait until the template is ready, and give the resident memory of a fresh runner.
+
+        Returns:
+            The bytes, as a runner measured them of itself.
+
+        Raises:
+            TemplateDiedError: There is no template.
+        """
+        with self._waiting:
+            if self._idle_bytes is None:
+                self._idle_bytes = int(self._receive()["idle_bytes"])
+        return self._idle_bytes
 
     def start_runner(self, order: Order) -> "Runner":
         """Fork a runner for an order.
@@ -91,9 +107,7 @@ class Template:
         Raises:
             TemplateDiedError: There is no template to fork from.
         """
-        if not self._is_ready:
-            self._receive()
-            self._is_ready = True
+        self.idle_bytes()
         reading, writing = os.pipe()
         try:
             message = json.dumps(asdict(order)).encode()

@@ -9,24 +9,33 @@ Trusted, and the only part of the worker that holds Redis. What each end of an a
     lost       nothing: the job may be another worker's, and only its holder may speak for it
 """
 
+import contextlib
 import errno
+import os
 import shutil
 import socket
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 from celery import Celery
+from redis.exceptions import RedisError
 
 from engine.gate import check as check_gate
 from jobs.blobs import BlobStore, now_ms
 from jobs.job import Artifact, Job, JobResult
+from jobs.levels import publish_levels, read_levels
 from jobs.problems import Problem
 from jobs.queue import ring
 from jobs.reaper import publish_end
 from jobs.report import Report
 from jobs.settings import Settings
 from jobs.store import JobStore
+from planning.forecast import check_budget
+from planning.memory_model import DEFAULT_LEVELS
+from planning.working_set import MOST_THREADS
 from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
 from worker.collect import collect_artifact, read_report
@@ -72,11 +81,22 @@ class Supervisor:
         self._template = Template(self._device)
         self._checksums = Checksums(blobs)
         self.name = f"{socket.gethostname()}:{self._template.pid}"
+        threading.Thread(target=self._announce, name="announce", daemon=True).start()
 
     def stop(self) -> None:
         """End the template and finish what is being hashed."""
         self._template.stop()
         self._checksums.stop()
+
+    def _announce(self) -> None:
+        """Tell the service what it needs to know to plan."""
+        threads = min(len(os.sched_getaffinity(0)), MOST_THREADS)
+        with contextlib.suppress(TemplateDiedError):
+            levels = {"idle_bytes": self._template.idle_bytes(), "threads": threads}
+            try:
+                publish_levels(self._store.redis, levels)
+            except RedisError as error:
+                _log.warning("levels_not_published", error=str(error))
 
     def run(self, job_id: str) -> None:
         """Do a job, if it may be taken; a doorbell too many does nothing.
@@ -129,11 +149,14 @@ class Supervisor:
         digest = job.model.removeprefix("mdl_")
         if self._blobs.meta("models", digest) is None:
             raise Problem("model_not_found", f"Model {job.model} is no longer stored.")
+        levels = replace(DEFAULT_LEVELS, **read_levels(self._store.redis))
+        check_budget(self._blobs.files("models", digest), job.recipe, levels)
         order = Order(
             model_folder=str(self._blobs.files("models", digest)),
             work_folder=str(work),
             recipe=job.recipe.model_dump(mode="json"),
             device=self._device,
+            idle_bytes=levels.idle_bytes,
         )
         budget = job.recipe.budget
         limits = Limits(
@@ -174,6 +197,9 @@ class Supervisor:
         if renewal.cancel_requested:
             raise _Stopped(Outcome("cancelled"))
         self._blobs.write_report(job.id, report.model_dump(mode="json"))
+        if report.memory.inspection_peak_bytes:
+            inspection = {"inspection_bytes": report.memory.inspection_peak_bytes}
+            publish_levels(self._store.redis, inspection)
         check_gate(report, job.recipe.gate)
         self._publish(job, token, work, artifact)
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
+from engine.memory import resident_bytes
 from jobs.parent_death import end_with_parent
 
 MAX_ORDER_BYTES = 4 * 1024**2
@@ -38,7 +39,7 @@ def serve(control: socket.socket, parent_pid: int, device: str) -> None:
     # What was imported stays for good: keep the collector of every runner from touching those
     # pages, which would copy them.
     gc.freeze()
-    control.send(b'{"ready": true}')
+    control.send(json.dumps({"ready": True, "idle_bytes": _measure_idle()}).encode())
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, MAX_ORDER_BYTES, 1)
         if not data:
@@ -53,6 +54,20 @@ def serve(control: socket.socket, parent_pid: int, device: str) -> None:
         control.send(json.dumps({"pid": pid}).encode())
         _, status = os.waitpid(pid, 0)
         control.send(json.dumps({"exit": os.waitstatus_to_exitcode(status)}).encode())
+
+
+def _measure_idle() -> int:
+    """Give the resident memory of a fresh runner, by forking one that only looks at itself."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writing, str(resident_bytes()).encode())
+        os._exit(0)
+    os.close(writing)
+    measured = os.read(reading, 32)
+    os.close(reading)
+    os.waitpid(pid, 0)
+    return int(measured)
 
 
 def _be_runner(template_pid: int, work: Callable[[], None]) -> NoReturn:

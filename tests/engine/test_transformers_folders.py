@@ -284,10 +284,21 @@ def test_a_conv1d_is_pruned_along_the_inputs_of_each_output_column(tmp_path, pre
     assert int((pressed.tensors[name] == 0).sum()) == round(0.3 * 192 * 48)
 
 
-def test_the_memory_of_looking_at_the_model_is_in_the_report(tmp_path, press):
-    make_bert(tmp_path / "bert")
+def test_a_model_is_asked_only_where_the_table_does_not_fit_and_its_memory_is_in_the_report(
+    tmp_path, press
+):
+    make_bert(tmp_path / "known")
+    headless = transformers.BertModel(transformers.BertConfig(**BERT), add_pooling_layer=False)
+    headless.save_pretrained(tmp_path / "headless")
 
-    memory = press(tmp_path / "bert", {**QUANTIZE, "scheme": "w8a8"}).report.memory
+    known, asked = (
+        press(tmp_path / name, {**QUANTIZE, "scheme": "w8a8"}).report
+        for name in ("known", "headless")
+    )
 
+    assert known.memory.inspection_peak_bytes is None
     # A process that has imported torch and transformers is much larger than a runner's work.
-    assert memory.inspection_peak_bytes > 100 * 1024**2
+    assert asked.memory.inspection_peak_bytes > 100 * 1024**2
+    assert asked.memory.predicted_peak_bytes == pytest.approx(
+        asked.memory.measured_peak_bytes, rel=0.1
+    )

@@ -73,6 +73,8 @@ class Workshop:
 
     def runner(self) -> psutil.Process:
         """Wait until a runner is at work, and give it."""
+        # Before it is ready, the template forks a process that measures itself.
+        self.supervisor._template.idle_bytes()
         template = psutil.Process(self.supervisor._template.pid)
         while True:
             for process in template.children():

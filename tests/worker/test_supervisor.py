@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from jobs.blobs import BlobStore
 from jobs.job import JobResult
+from jobs.levels import publish_levels, read_levels
 from worker.checksums import Checksums
 from worker.collect import collect_artifact
 from worker.supervisor import Supervisor, choose_device
@@ -159,11 +160,37 @@ def test_a_runtime_that_is_passed_stops_the_runner(workshop):
     assert job.failure["limit_seconds"] == 0.3
 
 
-def test_a_memory_budget_that_is_passed_stops_the_runner(workshop):
-    job = workshop.run(workshop.large_model(), INT8 | {"budget": {"host_memory": "8MiB"}})
+def test_a_memory_budget_that_is_passed_stops_the_runner(workshop, wait_until):
+    wait_until(lambda: read_levels(workshop.store.redis), "the worker to tell its levels")
+    publish_levels(workshop.store.redis, {"idle_bytes": 1})
+
+    job = workshop.run(workshop.large_model(), INT8 | {"budget": {"host_memory": "32MiB"}})
 
     assert (job.state, job.failure["code"]) == ("failed", "memory_budget_exceeded")
-    assert job.failure["resident_bytes"] > job.failure["budget_bytes"] == 8 * 1024**2
+
+
+def test_a_memory_budget_too_small_is_refused_with_the_smallest_and_that_one_works(
+    workshop, wait_until
+):
+    wait_until(lambda: read_levels(workshop.store.redis), "the worker to tell its levels")
+    recipe = {"steps": [{"op": "prune", "sparsity": 0.5}, *INT8["steps"]]}
+
+    def run(host_memory):
+        return workshop.run(
+            workshop.large_model(), recipe | {"budget": {"host_memory": host_memory}}
+        )
+
+    refused = run("8MiB")
+    least = refused.failure["smallest_bytes"]
+    short, enough = run(least - 1), run(least)
+
+    assert refused.failure["code"] == short.failure["code"] == "memory_budget_exceeded"
+    assert short.failure["smallest_bytes"] == least
+    assert enough.state == "succeeded"
+    memory = workshop.blobs.report(enough.id)["memory"]
+    assert memory["budget_bytes"] == least
+    assert memory["headroom_bytes"] == least - memory["measured_peak_bytes"] >= 0
+    assert memory["measured_peak_bytes"] > 0.9 * memory["predicted_peak_bytes"]
 
 
 def test_a_worker_that_is_shut_down_gives_its_job_back_uncounted(workshop):
