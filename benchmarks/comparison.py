@@ -1,7 +1,6 @@
 """Every way from one checkpoint to its int8 form, measured round by round in turn."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from benchmarks.checkpoints import Llama
 from benchmarks.errors import Errors
 from benchmarks.finished import run_job
+from benchmarks.warmth import Warmth
 from benchmarks.watching import Watched, watch
 from benchmarks.ways import JOB, JOB_STEP, Way
 from modelpress import Client
@@ -80,12 +80,13 @@ def take_rounds(entrants: list[Entrant], scratch: Path) -> list[Row]:
     Returns:
         The rows, in the order of the entrants. One that failed says so, and is not tried again.
     """
+    warmth = Warmth(entrants[0].model, scratch)
     for number in range(max(entrant.rounds for entrant in entrants)):
         shift = number % len(entrants)
         for entrant in entrants[shift:] + entrants[:shift]:
             if number >= entrant.rounds or entrant.row.failure:
                 continue
-            _prepare(entrant.model, scratch)
+            warmth.restore(entrant.model)
             try:
                 entrant.measure(number)
             except RuntimeError as error:
@@ -158,17 +159,6 @@ def _judge(way: Way, model: Path, output: Path) -> Errors | None:
     command = [way.judge, "-m", "benchmarks.errors", model, output]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return Errors(**json.loads(said.splitlines()[-1]))
-
-
-def _prepare(model: Path, scratch: Path) -> None:
-    """Bring the model into the page cache, and have free memory at hand and nothing to write.
-
-    On a virtual machine that gives free memory back to its host, the first to fill it again waits
-    for each page; a copy that comes first took five times as long as one that follows another.
-    """
-    os.sync()
-    subprocess.run(["cp", "-r", model, scratch], check=True)
-    shutil.rmtree(scratch)
 
 
 def _tell(row: Row) -> None:

@@ -9,10 +9,10 @@ from xml.sax.saxutils import escape
 from benchmarks.comparison import Comparison, Row
 from benchmarks.ways import COPY
 
-_PANEL, _GAP, _LEFT, _TOP = 250, 30, 60, 40
+_PANEL, _GAP, _LEFT, _TOP = 250, 44, 60, 40
 _LEGEND_LINE = 18
 _COLOURS = (
-    "#0b6e4f", "#21a179", "#7bc950", "#00a6a6", "#084c61", "#1b998b",
+    "#0b6e4f", "#21a179", "#7bc950", "#00a6a6", "#084c61", "#8d99ae",
     "#d1495b", "#edae49", "#8f2d56", "#f26419", "#6f4e7c",
 )  # fmt: skip
 

@@ -32,7 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 _HEAD = (
     "what", "model MB", "artifact MB", "seconds", "model MB/s", "idle MB", "peak MB", "added MB",
-    "inspection MB",
+    "planned MB", "held MB",
 )  # fmt: skip
 
 
@@ -61,9 +61,9 @@ def main() -> None:
     text = (
         f"{machine} A Llama in bfloat16 in two sizes, in the page cache; {arguments.rounds} "
         "rounds, interleaved; median (min..max). Idle, peak and added are the runner's anonymous "
-        "memory, and inspection the resident peak of the short process that reads config.json with "
-        "transformers, all from the job's report. `cp -r` is timed as it is, and until all is on "
-        "the disk, as a job's artifact is when the job has succeeded."
+        "memory, planned is the resident peak that was predicted for the whole job and held what it "
+        "was, all from the job's report. `cp -r` is timed as it is, and until all is on the disk, "
+        "as a job's artifact is when the job has succeeded."
     )
     publish(arguments.page, "memory", f"{text}\n\n{memory_table(taken)}")
 
@@ -119,7 +119,8 @@ def _memory_cells(reports: list[dict[str, Any]]) -> tuple[str, ...]:
         spread(memory["idle"]["anonymous_peak_bytes"] / 1e6 for memory in memories),
         spread(memory["peak"]["anonymous_peak_bytes"] / 1e6 for memory in memories),
         spread((memory["added_anonymous_bytes"] / 1e6 for memory in memories), 1),
-        spread(memory["inspection_peak_bytes"] / 1e6 for memory in memories),
+        spread(memory["predicted_peak_bytes"] / 1e6 for memory in memories),
+        spread(memory["measured_peak_bytes"] / 1e6 for memory in memories),
     )
 
 

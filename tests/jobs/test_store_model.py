@@ -120,7 +120,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self):
-        self.redis = connect(self.redis_url)
+        # A database of its own: a server that an earlier test stopped may still end a request.
+        self.redis = connect(f"{self.redis_url}?db=1")
         self.redis.flushdb()
         self.store = JobStore(self.redis, lease_seconds=60, max_attempts=MAX_ATTEMPTS)
         self.model: dict[str, ModelJob] = {}
