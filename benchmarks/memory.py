@@ -61,7 +61,7 @@ def main() -> None:
     text = (
         f"{machine} A Llama in bfloat16 in two sizes, in the page cache; {arguments.rounds} "
         "rounds, interleaved; median (min..max). Idle, peak and added are the runner's anonymous "
-        "memory, planned is the resident peak that was predicted for the whole job and held what it "
+        "memory, planned is the resident peak predicted for the whole job and held what it "
         "was, all from the job's report. `cp -r` is timed as it is, and until all is on the disk, "
         "as a job's artifact is when the job has succeeded."
     )
