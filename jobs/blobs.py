@@ -13,23 +13,21 @@ Names never come from a client unchecked: ids are hex, file names were validated
 """
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs.durable_files import fsync, read_json, write_json
 from jobs.job import JobResult, JobSpec, is_job_id
 
 StoreName = Literal["models", "datasets"]
 RESULT_NAME = "result.json"
 REPORT_NAME = "report.json"
-#: Nothing is half-way for this long: what still is was left behind.
-_DRAFT_SECONDS = 3600
 
 
 class BlobStore:
@@ -51,7 +49,7 @@ class BlobStore:
         """Give a fresh private folder with a ``files`` folder in it, for one upload.
 
         The folder is gone when the block ends, unless `publish` moved it. While the block runs the
-        folder is locked; the lock dies with the process, which tells `sweep` what was left behind,
+        folder is locked; the lock dies with the process, which tells a sweep what was left behind,
         in whatever container.
         """
         folder = self.root / "staging" / secrets.token_hex(8)
@@ -205,45 +203,6 @@ class BlobStore:
         """
         return self._remove_folder(self.job_folder(job_id))
 
-    # Housekeeping.
-
-    def sweep(self) -> list[str]:
-        """Remove what processes that died have left: staged uploads, scratch of ended jobs.
-
-        Returns:
-            The names of the folders and files removed.
-        """
-        removed = []
-        for folder in (self.root / "staging").iterdir():
-            if folder.is_dir() and _is_abandoned(folder):
-                removed.append(folder.name)
-                shutil.rmtree(folder, ignore_errors=True)
-        for job_id in self.job_ids():
-            removed += [f"{job_id}/{name}" for name in self._sweep_job(job_id)]
-        return removed
-
-    def _sweep_job(self, job_id: str) -> Iterator[str]:
-        folder = self.job_folder(job_id)
-        is_old = _age_seconds(folder) > _DRAFT_SECONDS
-        for draft in folder.glob("*.tmp"):
-            if _age_seconds(draft) > _DRAFT_SECONDS:
-                yield draft.name
-                draft.unlink(missing_ok=True)
-        if is_old and not (folder / "spec.json").exists():
-            # A submit died before it was accepted; what a person put here stays.
-            with suppress(OSError):
-                folder.rmdir()
-        try:
-            result = self.read_result(job_id)
-        except ValueError:
-            return  # Damaged: a person may still want what lies beside it.
-        if result is None:
-            return
-        for path in folder.glob("*-*"):
-            if path.is_dir() and path.name != result.artifact_folder:
-                yield path.name
-                shutil.rmtree(path, ignore_errors=True)
-
     def _remove_folder(self, folder: Path) -> bool:
         # Renamed first, so that a reader sees the whole of it or nothing.
         grave = self.root / "staging" / secrets.token_hex(8)
@@ -255,70 +214,6 @@ class BlobStore:
         return True
 
 
-def write_json(path: Path, members: dict[str, Any]) -> None:
-    """Write a JSON file durably: whole or not at all.
-
-    Args:
-        path: Where; replaced where it exists.
-        members: What.
-    """
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with draft.open("w") as file:
-            json.dump(members, file, separators=(",", ":"))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    fsync(path.parent)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file.
-
-    Args:
-        path: Which.
-
-    Returns:
-        Its members, or None where there is no such file.
-    """
-    try:
-        members: dict[str, Any] = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return members
-
-
-def fsync(path: Path) -> None:
-    """Flush a file, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def now_ms() -> int:
     """Give the wall clock in milliseconds."""
     return time.time_ns() // 1_000_000
-
-
-def _is_abandoned(staged: Path) -> bool:
-    try:
-        with (staged / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except FileNotFoundError:
-        # Without a lock it is on its way in or out; only a folder that stays so was left behind.
-        return _age_seconds(staged) > _DRAFT_SECONDS
-    return True
-
-
-def _age_seconds(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0

@@ -16,6 +16,7 @@ from jobs.blobs import BlobStore, now_ms
 from jobs.job import JobResult
 from jobs.queue import ring, waiting_rings
 from jobs.store import JobStore
+from jobs.sweeping import sweep
 
 _log = structlog.get_logger(__name__)
 
@@ -152,7 +153,7 @@ class Reaper:
                 # the disk is cheap enough to have once a minute besides.
                 if self._store.is_new() or time.monotonic() >= full_look_at:
                     self.rebuild()
-                    self._blobs.sweep()
+                    sweep(self._blobs)
                     full_look_at = time.monotonic() + _FULL_LOOK_SECONDS
             except Exception as error:  # noqa: BLE001 - whatever it was, the next look must come
                 _log.warning("reaper_failed", error=str(error))

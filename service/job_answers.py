@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from flask import Response, jsonify
 
-from jobs.blobs import read_json
+from jobs.durable_files import read_json
 from jobs.job import Job, is_job_id
 from jobs.problems import Problem
 from service.documents import JobDocument

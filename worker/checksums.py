@@ -12,7 +12,8 @@ from pathlib import Path
 
 import structlog
 
-from jobs.blobs import BlobStore, write_json
+from jobs.blobs import BlobStore
+from jobs.durable_files import write_json
 from jobs.job import Artifact
 
 _log = structlog.get_logger(__name__)

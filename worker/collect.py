@@ -14,7 +14,7 @@ from typing import Any
 from blake3 import blake3
 from pydantic import ValidationError
 
-from jobs.blobs import fsync, write_json
+from jobs.durable_files import fsync, write_json
 from jobs.job import Artifact, ArtifactFile
 from jobs.problems import Problem
 from jobs.report import Report

@@ -1,32 +1,16 @@
 import errno
-import fcntl
 import json
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
 
-from jobs.blobs import BlobStore, now_ms
+from jobs.blobs import now_ms
 from jobs.job import JobResult, JobSpec, new_job_id
 from jobs.recipe import load_recipe
 
 DIGEST = "ab" * 32
 RECIPE = load_recipe("steps: [{op: quantize, scheme: w8a16}]")
-
-
-@pytest.fixture
-def blobs(tmp_path):
-    return BlobStore(tmp_path)
-
-
-@pytest.fixture
-def job_id(blobs):
-    spec = JobSpec(id=new_job_id(), model="mdl_" + DIGEST, recipe=RECIPE, created_ms=now_ms())
-    blobs.write_spec(spec)
-    assert blobs.read_spec(spec.id) == spec
-    return spec.id
 
 
 def files_below(folder):
@@ -103,41 +87,6 @@ def test_an_earlier_attempt_leaves_the_scratch_of_later_ones_alone(blobs, job_id
     assert (blobs.job_folder(job_id) / "work-7" / "x").exists()
 
 
-def test_sweeping_removes_what_a_killed_process_left(blobs, job_id):
-    script = (
-        "import os, sys, pathlib\n"
-        "from jobs.blobs import BlobStore\n"
-        "with BlobStore(pathlib.Path(sys.argv[1])).stage() as staged:\n"
-        "    (staged / 'files' / 'half').write_bytes(b'x')\n"
-        "    os.kill(os.getpid(), 9)\n"
-    )
-    subprocess.run([sys.executable, "-c", script, str(blobs.root)], check=False)
-    assert any("half" in name for name in files_below(blobs.root))
-
-    with blobs.stage() as ours:
-        blobs.sweep()
-
-        assert list((blobs.root / "staging").iterdir()) == [ours]
-
-
-def test_sweeping_removes_all_but_the_artifact_of_an_ended_job(blobs, job_id):
-    for name in ("work-1", "artifact-1", "artifact-2"):
-        (blobs.job_folder(job_id) / name).mkdir()
-    assert blobs.sweep() == []
-    blobs.publish_result(
-        JobResult(
-            id=job_id, state="succeeded", attempt=2, artifact_folder="artifact-2", finished_ms=1
-        )
-    )
-
-    blobs.sweep()
-
-    assert sorted(p.name for p in blobs.job_folder(job_id).iterdir() if p.is_dir()) == [
-        "artifact-2"
-    ]
-    assert blobs.artifact_folder(job_id).name == "artifact-2"
-
-
 def test_removing_leaves_nothing(blobs, job_id):
     put(blobs)
 
@@ -173,40 +122,3 @@ def test_a_full_disk_leaves_nothing_of_what_could_not_be_written(blobs, job_id, 
         blobs.publish_result(JobResult(id=job_id, state="failed", attempt=1, finished_ms=1))
 
     assert sorted(blobs.root.rglob("*")) == before
-
-
-def test_sweeping_removes_old_drafts_of_an_ended_job(blobs, job_id):
-    old, young = (blobs.job_folder(job_id) / f"report.json.{n}.tmp" for n in (1, 2))
-    for draft in (old, young):
-        draft.write_text("{")
-    os.utime(old, (1, 1))
-    blobs.publish_result(JobResult(id=job_id, state="failed", attempt=1, finished_ms=1))
-
-    assert blobs.sweep() == [f"{job_id}/{old.name}"]
-    assert young.exists()
-
-
-def test_an_upload_that_just_begins_is_not_swept(blobs, monkeypatch):
-    lock = fcntl.flock
-
-    def sweep_first(file, operation):
-        if operation == fcntl.LOCK_EX:
-            assert blobs.sweep() == []
-        lock(file, operation)
-
-    monkeypatch.setattr("jobs.blobs.fcntl.flock", sweep_first)
-
-    assert put(blobs) is True
-
-
-def test_sweeping_removes_the_folder_of_a_submit_that_died(blobs):
-    died, young = (blobs.job_folder(new_job_id()) for _ in range(2))
-    for folder in (died, young):
-        folder.mkdir()
-        (folder / "spec.json.1.tmp").write_text("{")
-    for path in (died / "spec.json.1.tmp", died):
-        os.utime(path, (1, 1))
-
-    blobs.sweep()
-
-    assert (died.exists(), young.exists()) == (False, True)

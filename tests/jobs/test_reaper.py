@@ -8,6 +8,7 @@ from jobs.reaper import Reaper
 from jobs.recipe import load_recipe
 from jobs.settings import Settings
 from jobs.store import JobStore, connect
+from jobs.sweeping import sweep
 
 RECIPE = load_recipe("steps: [{op: quantize, scheme: w8a16}]")
 QUEUE = "test-queue"
@@ -187,7 +188,7 @@ def test_a_damaged_job_hides_no_other(store, blobs, reaper, name):
     assert other not in store.due()
     store.redis.flushdb()
     reaper.rebuild()
-    blobs.sweep()
+    sweep(blobs)
 
     assert store.get(other).state == "queued"
 
