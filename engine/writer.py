@@ -10,14 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine import (
-    column_kernels,
-    float_kernels,
-    pruning_kernels,
-    rounding_kernels,
-    scale_kernels,
-)
-from engine.chunks import file_position
+from engine import float_kernels, pruning_kernels, rounding_kernels
 from engine.crew import Settlement, Task
 from engine.gatherings import Gathering
 from engine.ledger import StepEntry, TensorEntry
@@ -26,14 +19,13 @@ from engine.outputs import Output, Outputs
 from engine.progress import Ticker
 from engine.pruning import Pruning, Relays
 from engine.rankings import MAGNITUDE
+from engine.rounding import round_chunk
 from engine.source import Source
 from engine.workbench import Workbench
 from planning.layout import Placement, ShardPlan
 from planning.working_set import RUN
 
 _COPY_BYTES = 8 * 1024**2
-#: An int32 holds four values, each as value + 128: the sign bit turned over.
-_FLIP = {"w8a16": 0x80, "w8a8": 0}
 
 
 class Writer:
@@ -176,50 +168,17 @@ class _Press:
     def _values(
         self, seen: Seen, mask: int, bench: Workbench, tallies: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.generic]:
-        kind = float_kernels.KINDS[self.look.target.matrix.tensor.dtype]
+        target = self.look.target
+        if target.scheme is not None:
+            rounded = round_chunk(self.look, seen, self.peaks, bench, tallies)
+            first = rounded.first_scale * target.itemsize
+            self.place.output.write(rounded.scales, self.place.starts["scale"] + first)
+            return rounded.values
+        kind = float_kernels.KINDS[target.matrix.tensor.dtype]
         scratch = bench.take("scratch", (3, RUN), np.uint32)
-        if self.look.target.scheme is None:
-            flat = seen.before.reshape(-1), seen.after.reshape(-1)
-            pruning_kernels.tally(*flat, kind, mask, scratch, tallies)
-            return seen.after
-        return self._round(seen, kind, mask, bench, scratch, tallies)
-
-    def _round(
-        self,
-        seen: Seen,
-        kind: int,
-        mask: int,
-        bench: Workbench,
-        scratch: npt.NDArray[np.uint32],
-        tallies: npt.NDArray[np.float64],
-    ) -> npt.NDArray[np.generic]:
-        target, extent, chunk = self.look.target, self.look.extent, self.look.chunk
-        is_pruned = seen.after is not seen.before
-        flip = _FLIP[target.scheme or ""]
-        is_full = chunk.width == extent.file_columns
-        row_bytes = self.place.row_bytes if is_full else chunk.width
-        rounded = bench.take("rounded", (chunk.rows, row_bytes), np.uint8)
-        group = target.group_size or chunk.width
-        first = file_position(chunk, extent) // (target.group_size or extent.file_columns)
-        count = chunk.width if extent.shape == "panel" else chunk.elements // group
-        stored = bench.take("scales", (count,), seen.before.dtype)
-        weights = seen.before, seen.after, is_pruned, kind
-        if self.peaks is None:
-            bench.kernels.round_rows(*weights, mask, group, stored, flip, rounded, scratch, tallies)
-        elif extent.shape == "pieces":
-            stored[0] = scale_kernels.scale_of(int(self.peaks.result()[0]), kind)
-            rounding_kernels.round_row(
-                seen.before[0], seen.after[0], is_pruned, kind,
-                stored, group, flip, rounded[0], scratch, tallies,
-            )  # fmt: skip
-            stored = stored[: chunk.column == 0]
-        else:
-            scales = bench.take("column scales", (chunk.width,), np.float32)
-            column_kernels.find_scales(self.peaks.result(), kind, stored, scales)
-            column_kernels.round_columns(*weights, scales, flip, rounded, scratch, tallies)
-            first, stored = chunk.column, stored[: chunk.width * (chunk.row == 0)]
-        self.place.output.write(stored, self.place.starts["scale"] + first * target.itemsize)
-        return rounded
+        flat = seen.before.reshape(-1), seen.after.reshape(-1)
+        pruning_kernels.tally(*flat, kind, mask, scratch, tallies)
+        return seen.after
 
     def _write(self, values: npt.NDArray[np.generic]) -> None:
         chunk, place = self.look.chunk, self.place
