@@ -1,4 +1,4 @@
-"""A tensor seen as output channels with their inputs, and the blocks in which it is streamed.
+"""A tensor seen as output channels with their inputs.
 
 Dimension key: C output channels, I inputs of one channel, P places of a convolution's kernel.
 
@@ -8,11 +8,10 @@ Conv1D [in, out], whose channels are its columns.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from jobs.safetensors_header import DTYPE_BYTES, TensorSpec
+from jobs.safetensors_header import TensorSpec
 
 #: The dtypes of weights that are pruned and quantized.
 WEIGHT_DTYPES = frozenset({"BF16", "F16", "F32"})
@@ -63,44 +62,6 @@ class Matrix:
             flat, part = divmod(flat, size)
             parts.append(part)
         return tuple(reversed(parts))
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of a matrix that is in memory at one time.
-
-    Attributes:
-        position: Place of its first value in the order of the matrix.
-        rows: How many rows its array has.
-        width: How many values a row has: I, or any number where channels may be split.
-    """
-
-    position: int
-    rows: int
-    width: int
-
-
-def blocks(matrix: Matrix, chunk_bytes: int, *, whole_channels: bool) -> Iterator[Block]:
-    """Cut a matrix into blocks, in order.
-
-    Args:
-        matrix: What to cut.
-        chunk_bytes: How large a block may be; one channel may be larger where it must be whole.
-        whole_channels: Whether a block must hold whole channels.
-
-    Yields:
-        The blocks; together they cover every value once.
-    """
-    limit = max(1, chunk_bytes // DTYPE_BYTES[matrix.tensor.dtype])
-    total = matrix.channels * matrix.inputs
-    if not whole_channels and not matrix.is_transposed:
-        for position in range(0, total, limit):
-            yield Block(position, 1, min(limit, total - position))
-        return
-    rows = max(1, limit // max(1, matrix.inputs))
-    for channel in range(0, matrix.channels, rows):
-        count = min(rows, matrix.channels - channel)
-        yield Block(channel * matrix.inputs, count, matrix.inputs)
 
 
 def pruned_count(sparsity: float, elements: int) -> int:

@@ -23,7 +23,9 @@ _BYTES_PER_TENSOR_WRITTEN = 1408
 #: The stack and the allocator's share of one more thread.
 _BYTES_PER_THREAD = 256 * 1024
 #: What one run of the same job holds more than another, so that a budget that fits always does.
-_MARGIN_BYTES = 1024**2
+_MARGIN_BYTES = 2 * 1024**2
+#: The same for the process that asks transformers: a thirty-second of what it holds.
+_INSPECTION_MARGIN = 32
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class MemoryModel:
         """
         for threads, chunk_bytes in _paces(self.levels.threads, self.chunk_bytes):
             found = working_set(self.targets, self.recipe, threads=threads, chunk_bytes=chunk_bytes)
-            if budget_bytes is None or self.peak_bytes(found) + _MARGIN_BYTES <= budget_bytes:
+            if budget_bytes is None or self.peak_bytes(found) + self._margin_bytes <= budget_bytes:
                 break
         return found
 
@@ -119,7 +121,11 @@ class MemoryModel:
     @property
     def least_bytes(self) -> int:
         """The smallest budget in which the job can run."""
-        return self.peak_bytes(self.fit(0)) + _MARGIN_BYTES
+        return self.peak_bytes(self.fit(0)) + self._margin_bytes
+
+    @property
+    def _margin_bytes(self) -> int:
+        return _MARGIN_BYTES + self.levels.inspection_bytes // _INSPECTION_MARGIN
 
 
 def _treatment(target: Target) -> tuple[object, ...]:
