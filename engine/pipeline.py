@@ -14,6 +14,7 @@ from engine.memory import MemoryMeter
 from engine.outputs import Outputs
 from engine.progress import Progress, Ticker
 from engine.pruning import Pruning
+from engine.rehearsal import settle_plan
 from engine.reporting import build_report
 from engine.side_files import copy_side_files, write_text
 from engine.source import Source
@@ -80,13 +81,15 @@ def compress(
         levels = Levels(idle_bytes or meter.idle.resident_peak_bytes, inspected, threads)
         prediction = predict(plan, levels, chunk_bytes)
         refuse_overruns(prediction, recipe.budget)
-        targets = list(plan.selection.targets.values())
         buffers = prediction.buffers
         benches = [
             Workbench(buffers.per_thread, kernels_for(device)) for _ in range(buffers.threads)
         ]
         bell = Bell()
         with Source(checkpoint) as source, Outputs(artifact_folder) as outputs:
+            settled = settle_plan(plan, kinds, prediction, source, entries, on_progress)
+            plan = settled.plan
+            targets = list(plan.selection.targets.values())
             extents = {target.name: extent_of(target, buffers.chunk_bytes) for target in targets}
             pruning = Pruning(source, recipe, targets, extents, entries, bell, on_progress)
             total = sum(shard.source.header.data_bytes for shard in plan.shards)
@@ -102,7 +105,7 @@ def compress(
     seconds = time.perf_counter() - started
     memory = (meter, benches[0].kernels.memory(), kinds.peak_bytes if kinds else None)
     counted = (entries, writer.tensors)
-    return build_report(plan, prediction, counted, memory, seconds)
+    return build_report(settled, prediction, counted, memory, seconds)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,14 +19,14 @@ from jobs.report import (
     TensorReport,
     TensorState,
 )
+from planning.aims import Settled
 from planning.architectures import table_version
 from planning.layout import Placement
-from planning.plan import Plan
 from planning.prediction import Prediction
 
 
 def build_report(
-    plan: Plan,
+    settled: Settled,
     prediction: Prediction,
     entries: tuple[Sequence[StepEntry], Mapping[str, TensorEntry]],
     memory: tuple[MemoryMeter, DeviceMemory | None, int | None],
@@ -35,7 +35,7 @@ def build_report(
     """Put a job's measurements together.
 
     Args:
-        plan: What was done.
+        settled: What was done.
         prediction: What it was to cost.
         entries: What was counted, by step and by tensor.
         memory: What was measured of the host's memory and of the device's, and the resident peak
@@ -46,6 +46,7 @@ def build_report(
         The report.
     """
     steps, tensors = entries
+    plan = settled.plan
     checkpoint, shards, recipe = plan.checkpoint, plan.shards, plan.recipe
     model_bytes = sum(s.source.header.data_start + s.source.header.data_bytes for s in shards)
     artifact_bytes = sum(shard.nbytes for shard in shards)
@@ -70,6 +71,7 @@ def build_report(
             if placement.target is not None
         ),
         skipped=plan.selection.skipped,
+        sensitivity=settled.sensitivity,
         loaders=loaders_of(
             list(plan.selection.targets.values()),
             plan.output_format,

@@ -71,6 +71,7 @@ CATALOGUE: dict[str, Kind] = {
     "tensor_out_of_bounds": Kind(422, "A tensor reaches past the end of the file"),
     # What a job finds out.
     "nothing_changed": Kind(422, "The job would change nothing"),
+    "target_unreachable": Kind(422, "The artifact cannot be as small as target_bytes"),
     "already_quantized": Kind(422, "The model is already quantized"),
     "non_finite_weight": Kind(422, "A weight holds a NaN or an infinity"),
     "unknown_architecture": Kind(422, "The installed transformers does not know this architecture"),

@@ -116,6 +116,18 @@ class QuantizeStep(_Strict):
         description="How many consecutive inputs of a channel share a scale, such as 128; `w8a16` "
         "only. Default: all of them. Weights whose inputs it does not divide stay float.",
     )
+    target_bytes: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="Size of the artifact's files, such as `600MiB`. The weights that rounding "
+        "harms most, by the byte, stay float as long as the artifact is no larger. Default: none.",
+    )
+    max_relative_rmse: float | None = Field(
+        None,
+        gt=0,
+        description="A weight that rounding would change by more than this, as relative RMSE, "
+        "stays float, and so does what loaders fuse with it. Default: none.",
+    )
     include: tuple[Pattern, ...] | None = Field(
         None,
         min_length=1,
@@ -132,6 +144,11 @@ class QuantizeStep(_Strict):
         if self.group_size is not None and self.scheme != "w8a16":
             raise ValueError("group_size is for scheme w8a16; w8a8 has one scale per channel")
         return self
+
+    @property
+    def is_aimed(self) -> bool:
+        """Whether what stays float depends on the weights themselves."""
+        return self.target_bytes is not None or self.max_relative_rmse is not None
 
 
 Step = Annotated[PruneStep | QuantizeStep, Field(discriminator="op")]
@@ -183,6 +200,12 @@ class Recipe(_Strict):
         if quantizations and quantizations[0] != len(self.steps) - 1:
             raise ValueError("quantize is the last step: prune first, then quantize")
         return self
+
+    @property
+    def aimed_step(self) -> QuantizeStep | None:
+        """The quantize step that needs to know its weights' errors first; None without one."""
+        last = self.steps[-1]
+        return last if isinstance(last, QuantizeStep) and last.is_aimed else None
 
 
 def parse_recipe(members: object, pointer: str = "") -> Recipe:

@@ -123,6 +123,17 @@ class Skipped(_Value):
     reason: str
 
 
+class Sensitivity(_Value):
+    """What rounding a weight would lose, found out before anything was written."""
+
+    name: str
+    relative_rmse: float = Field(
+        description="Of the rounding alone, relative to the weight as pruning leaves it."
+    )
+    saved_bytes: int = Field(description="What quantizing it saves, headers apart.")
+    kept_float: bool = Field(description="Whether it stays float for that.")
+
+
 class Loader(_Value):
     """Whether a loader of the ecosystem opens the artifact."""
 
@@ -146,6 +157,11 @@ class Report(_Value):
     steps: tuple[StepReport, ...]
     tensors: tuple[TensorReport, ...]
     skipped: tuple[Skipped, ...]
+    sensitivity: tuple[Sensitivity, ...] = Field(
+        (),
+        description="Every weight that could be quantized, those first that gain most by the byte "
+        "as floats, fused ones together; empty where the recipe aims at no size and no error.",
+    )
     loaders: dict[str, Loader]
     speed: Speed
     versions: dict[str, str] = Field(

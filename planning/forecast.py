@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jobs.checkpoint import Checkpoint, open_checkpoint
 from jobs.recipe import Recipe
+from planning.aims import refuse_target
 from planning.architectures import guess_kinds, known_kinds
 from planning.memory_model import Levels
 from planning.plan import Plan, make_plan
@@ -28,29 +29,31 @@ class Forecast:
     is_exact: bool
 
 
-def forecast(checkpoint: Checkpoint, recipe: Recipe, levels: Levels) -> Forecast:
+def forecast(checkpoint: Checkpoint, recipe: Recipe, levels: Levels, pointer: str = "") -> Forecast:
     """Say what a job would do and cost, without running anything.
 
     Args:
         checkpoint: The model; nothing but its headers and config is looked at.
         recipe: What to do to it.
         levels: What is known of the processes that run jobs.
+        pointer: Where the recipe stands in the request.
 
     Returns:
         The forecast. It is exact but for models that only their own code could tell about.
 
     Raises:
-        Problem: As `make_plan`.
+        Problem: As `make_plan` and `planning.aims.refuse_target`.
     """
     kinds = known_kinds(checkpoint)
     is_exact = kinds is not None or checkpoint.config is None
     plan = make_plan(checkpoint, kinds if is_exact else guess_kinds(checkpoint), recipe)
+    refuse_target(plan, pointer)
     assumed = replace(levels, inspection_bytes=0) if is_exact else levels
     return Forecast(plan, predict(plan, assumed), assumed, is_exact)
 
 
 def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = "") -> None:
-    """Refuse a job that would certainly pass its budget.
+    """Refuse a job that would certainly pass its budget, or miss its target_bytes.
 
     Args:
         folder: The model.
@@ -60,13 +63,13 @@ def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = ""
 
     Raises:
         Problem: `memory_budget_exceeded` or `disk_budget_exceeded`, with the smallest budget that
-            would do; or as `make_plan`, where there is a budget at all. What only a model's own
-            code can tell is left to the job, which asks it.
+            would do; or as `forecast`, where there is a budget or a target at all. What only a
+            model's own code can tell is left to the job, which asks it.
     """
     budget = recipe.budget
-    if budget.host_memory is None and budget.disk is None:
+    if budget.host_memory is None and budget.disk is None and recipe.aimed_step is None:
         return
     checkpoint = open_checkpoint(folder)
     if checkpoint.config is None or known_kinds(checkpoint) is not None:
-        made = forecast(checkpoint, recipe, levels)
+        made = forecast(checkpoint, recipe, levels, pointer)
         refuse_overruns(made.prediction, budget, pointer)

@@ -1,8 +1,10 @@
 """Weights that loaders take together, so that what is done to one is done to all or refused."""
 
+from collections import defaultdict
+
 from jobs.problems import Problem
 from planning.candidates import Candidate
-from planning.naming import fused_siblings
+from planning.naming import expert_block, fused_siblings
 
 
 def leave_split_groups(candidates: list[Candidate], reasons: dict[str, str | None]) -> None:
@@ -22,6 +24,28 @@ def leave_split_groups(candidates: list[Candidate], reasons: dict[str, str | Non
                 f"Loaders fuse it with {', '.join(float_siblings)}, left float, and a fused group "
                 "has one scheme."
             )
+
+
+def find_units(chosen: list[Candidate], output_format: str) -> tuple[tuple[str, ...], ...]:
+    """Say which quantized weights could stay float, each with those that then must too.
+
+    Args:
+        chosen: The weights that are quantized.
+        output_format: Of the artifact; what plain safetensors hold is fused by no loader.
+
+    Returns:
+        Their names, every one once, in the order of the files. Weights that transformers merges
+        while loading are not among them: they are packed, all of them.
+    """
+    units: dict[object, list[str]] = defaultdict(list)
+    for candidate in chosen:
+        module = candidate.module
+        if output_format != "compressed-tensors":
+            units[module].append(candidate.weight.name)
+        elif not candidate.is_merged:
+            key = expert_block(module) or fused_siblings(module) or module
+            units[key].append(candidate.weight.name)
+    return tuple(tuple(names) for names in units.values())
 
 
 def refuse_float_merges(candidates: list[Candidate], reasons: dict[str, str | None]) -> None:

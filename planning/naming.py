@@ -100,6 +100,12 @@ def fused_siblings(module: str) -> tuple[str, ...]:
     return ()
 
 
+def expert_block(module: str) -> str | None:
+    """Give the module that holds all experts beside this one; None where it is no expert's."""
+    block, mark, rest = module.partition(".experts.")
+    return block + mark if mark and rest[:1].isdigit() else None
+
+
 def is_quantized(tensor: TensorSpec) -> bool:
     """Whether a tensor can only come from a quantized checkpoint."""
     is_weight = module_of(tensor.name) is not None and len(tensor.shape) > 1

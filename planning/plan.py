@@ -1,5 +1,6 @@
 """What a recipe will do to a checkpoint, decided before a byte of a weight is read."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,13 +41,19 @@ class Plan:
     artifact_bytes: int
 
 
-def make_plan(checkpoint: Checkpoint, kinds: ModuleKinds | None, recipe: Recipe) -> Plan:
+def make_plan(
+    checkpoint: Checkpoint,
+    kinds: ModuleKinds | None,
+    recipe: Recipe,
+    keep_float: Mapping[str, str] | None = None,
+) -> Plan:
     """Decide everything about a job.
 
     Args:
         checkpoint: The model.
         kinds: What its own code says about its modules; None where it has no config.
         recipe: What to do.
+        keep_float: Tensors that the quantize step leaves alone, with the reason.
 
     Returns:
         The plan. Equal headers, configs and recipes give equal plans.
@@ -56,7 +63,7 @@ def make_plan(checkpoint: Checkpoint, kinds: ModuleKinds | None, recipe: Recipe)
             cannot hold the result.
     """
     output_format = _output_format(checkpoint, recipe)
-    selection = select(checkpoint, kinds, recipe, output_format)
+    selection = select(checkpoint, kinds, recipe, output_format, keep_float)
     shards = plan_shards(checkpoint, selection)
     texts = _texts(checkpoint, kinds, selection, shards, output_format)
     side_files = tuple(find_side_files(checkpoint.others))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from jobs.problems import Detail, Problem
 from jobs.recipe import Budget, PruneStep
+from planning.aims import predicted_bytes
 from planning.memory_model import Levels, MemoryModel
 from planning.plan import Plan
 from planning.traffic import bytes_read
@@ -37,7 +38,8 @@ class Prediction:
 
     Attributes:
         steps: The same for every step.
-        artifact_bytes: Size of all files of the artifact but its manifest.
+        artifact_bytes: Size of all files of the artifact but its manifest: target_bytes, where the
+            recipe has it, and the least where max_relative_rmse alone decides.
         host_peak_bytes: The most that the job's processes will hold together.
         least_host_bytes: The smallest budget.host_memory in which it can run.
         buffers: The threads and chunks that its budget allows, and what they hold.
@@ -59,11 +61,14 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
         chunk_bytes: How much of a tensor a thread may have in memory, unless the budget wants less.
 
     Returns:
-        The prediction. Bytes are exact; the host's peak is near what the report will say.
+        The prediction. Bytes are exact, unless what stays float is found out on the way: then
+        those read are the most. The host's peak is near what the report will say.
     """
     targets = list(plan.selection.targets.values())
+    is_aimed = plan.recipe.aimed_step is not None
+    pruned = [target for target in targets if target.prune_steps and is_aimed]
     model = MemoryModel.of(
-        targets,
+        [*targets, *(target.as_float(plan.recipe) for target in pruned)],
         plan.recipe,
         levels,
         tensors=(len(plan.checkpoint.tensors), sum(len(shard.names) for shard in plan.shards)),
@@ -72,9 +77,12 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
     buffers = model.fit(plan.recipe.budget.host_memory)
     peak = model.peak_bytes(buffers)
     measured = bytes_read(targets, plan.recipe, buffers.chunk_bytes)
+    if is_aimed:
+        measured = [2 * nbytes for nbytes in measured]
+        measured[-1] += sum(target.matrix.tensor.nbytes for target in targets)
     return Prediction(
         steps=tuple(_predict_step(plan, i, n, peak) for i, n in enumerate(measured)),
-        artifact_bytes=plan.artifact_bytes,
+        artifact_bytes=predicted_bytes(plan),
         host_peak_bytes=peak,
         least_host_bytes=model.least_bytes,
         buffers=buffers,
@@ -132,12 +140,13 @@ def _predict_step(plan: Plan, index: int, bytes_measured: int, peak: int) -> Ste
         method, changed = str(step.method), sum(index in t.prune_steps for t in targets)
     else:
         method, changed = str(step.scheme), sum(t.scheme is not None for t in targets)
-    written = [shard for shard in plan.shards if is_last]
+    written = plan.shards if is_last else ()
+    kept_bytes = predicted_bytes(plan) - plan.artifact_bytes if is_last else 0
     return StepPrediction(
         op=step.op,
         method=method,
         tensors_changed=changed,
         bytes_read=bytes_measured + sum(shard.source.header.data_bytes for shard in written),
-        bytes_written=sum(shard.nbytes for shard in written),
+        bytes_written=sum(shard.nbytes for shard in written) + kept_bytes,
         host_peak_bytes=peak,
     )

@@ -1,6 +1,7 @@
 """Which step touches which tensor, and why the others are left alone."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from jobs.checkpoint import Checkpoint
@@ -9,7 +10,7 @@ from jobs.recipe import PruneStep, QuantizeStep, Recipe
 from jobs.report import Skipped
 from jobs.safetensors_header import DTYPE_BYTES
 from planning.candidates import Candidate, find_candidates
-from planning.groups import leave_split_groups, refuse_float_merges
+from planning.groups import find_units, leave_split_groups, refuse_float_merges
 from planning.matrices import Matrix, pruned_count
 from planning.module_kinds import ModuleKinds
 
@@ -48,6 +49,15 @@ class Target:
         """How many bytes one of its weights takes."""
         return DTYPE_BYTES[self.matrix.tensor.dtype]
 
+    def as_float(self, recipe: Recipe) -> "Target":
+        """Give what is left to do to it where it stays float."""
+        return replace(
+            self,
+            scheme=None,
+            group_size=None,
+            whole_channels=_looks_at_rows(self.prune_steps, recipe),
+        )
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -56,10 +66,13 @@ class Selection:
     Attributes:
         targets: Every tensor to change, by its name, in the order of the files.
         skipped: Every tensor that a step could have changed, with the reason.
+        units: Names of quantized tensors that could stay float, each with those that loaders take
+            together with it.
     """
 
     targets: dict[str, Target]
     skipped: tuple[Skipped, ...]
+    units: tuple[tuple[str, ...], ...]
 
 
 def select(
@@ -67,6 +80,7 @@ def select(
     kinds: ModuleKinds | None,
     recipe: Recipe,
     output_format: str,
+    keep_float: Mapping[str, str] | None = None,
 ) -> Selection:
     """Decide what every step does to every tensor.
 
@@ -76,6 +90,7 @@ def select(
         recipe: What to do.
         output_format: ``compressed-tensors``, which takes quantized Linears only, or
             ``safetensors``.
+        keep_float: Tensors that the quantize step leaves alone, with the reason.
 
     Returns:
         The decision.
@@ -89,10 +104,12 @@ def select(
     pruned: dict[str, list[int]] = {}
     rounding: QuantizeStep | None = None
     quantized: set[str] = set()
+    units: tuple[tuple[str, ...], ...] = ()
     for index, step in enumerate(recipe.steps):
         reasons = {c.weight.name: _reason(c, step, output_format) for c in candidates}
         if isinstance(step, QuantizeStep):
             rounding = step
+            reasons = {name: r or (keep_float or {}).get(name) for name, r in reasons.items()}
             if output_format == "compressed-tensors":
                 leave_split_groups(candidates, reasons)
                 refuse_float_merges(candidates, reasons)
@@ -102,6 +119,7 @@ def select(
             raise Problem("nothing_changed", _explain(checkpoint, index, step, reasons))
         if isinstance(step, QuantizeStep):
             quantized |= {candidate.weight.name for candidate in chosen}
+            units = find_units(chosen, output_format)
             continue
         for matrix in _matrices(chosen, step):
             pruned.setdefault(matrix.tensor.name, []).append(index)
@@ -123,7 +141,8 @@ def select(
             "Every sparsity of the recipe rounds to no weight at all in every selected tensor.",
         )
     order = {name: place for place, name in enumerate(checkpoint.tensors)}
-    return Selection(dict(sorted(targets.items(), key=lambda item: order[item[0]])), tuple(skipped))
+    in_order = dict(sorted(targets.items(), key=lambda item: order[item[0]]))
+    return Selection(in_order, tuple(skipped), units)
 
 
 def _target(
@@ -142,9 +161,13 @@ def _target(
         rounding.scheme if rounding else None,
         rounding.group_size if rounding else None,
         groups=tuple(int(s.structure[-1]) for s in steps if s.structure != "unstructured"),
-        whole_channels=rounding is not None
-        or any(s.structure == "unstructured" and s.scope == "row" for s in steps),
+        whole_channels=rounding is not None or _looks_at_rows(prune_steps, recipe),
     )
+
+
+def _looks_at_rows(prune_steps: tuple[int, ...], recipe: Recipe) -> bool:
+    steps = [step for i in prune_steps if isinstance(step := recipe.steps[i], PruneStep)]
+    return any(step.structure == "unstructured" and step.scope == "row" for step in steps)
 
 
 def _matrices(chosen: list[Candidate], step: PruneStep) -> list[Matrix]:

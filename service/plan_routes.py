@@ -47,6 +47,7 @@ routes = Blueprint("plans", __name__)
             "tensor_gap",
             "already_quantized",
             "nothing_changed",
+            "target_unreachable",
             "output_unsupported",
         ),
     )
@@ -62,7 +63,7 @@ def create_plan() -> Response:
     members = read_members(Body(request, MAX_PLAN_BYTES))
     asked = check(PlanRequest, members, "The body")
     levels, is_measured = known_levels()
-    made = forecast(_checkpoint(asked), asked.recipe, levels)
+    made = forecast(_checkpoint(asked), asked.recipe, levels, "/spec")
     return jsonify(document(made, is_measured=is_measured).model_dump(mode="json"))
 
 

@@ -48,7 +48,7 @@ def document(made: Forecast, *, is_measured: bool) -> PlanDocument:
     """
     plan, prediction, levels = made.plan, made.prediction, made.levels
     overruns = find_overruns(prediction, plan.recipe.budget)
-    nbytes = sum(shard.nbytes for shard in plan.shards)
+    nbytes = prediction.steps[-1].bytes_written
     headers = [shard.source.header for shard in plan.shards]
     return PlanDocument(
         fits=not overruns,

@@ -58,6 +58,7 @@ _FORM = Form(
             "output_unsupported",
             "already_quantized",
             "nothing_changed",
+            "target_unreachable",
             "memory_budget_exceeded",
             "disk_budget_exceeded",
             "idempotency_key_reused",

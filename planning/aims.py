@@ -1,0 +1,201 @@
+"""The plan that meets what a quantize step aims at: a size, an error, or both."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jobs.problems import Detail, Problem
+from jobs.report import Sensitivity
+from planning.module_kinds import ModuleKinds
+from planning.plan import Plan, make_plan
+from planning.sensitivity import Unit, keep_float, units_of
+
+#: What may stay unused of a target: one part of this many.
+_SLACK = 200
+#: How often the files are laid out anew to learn what stays float costs in headers and texts.
+_TRIES = 12
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of a plan once its weights were rounded on trial.
+
+    Attributes:
+        plan: What to do.
+        sensitivity: Every weight that was tried, those first that gain most by the byte as floats.
+    """
+
+    plan: Plan
+    sensitivity: tuple[Sensitivity, ...] = ()
+
+
+def settle(plan: Plan, kinds: ModuleKinds | None, errors: Mapping[str, float]) -> Settled:
+    """Decide what stays float.
+
+    Args:
+        plan: The plan that quantizes all it can, of a recipe whose quantize step aims.
+        kinds: The model's modules.
+        errors: By name, the relative RMSE of rounding each quantized weight.
+
+    Returns:
+        The plan that keeps what is above max_relative_rmse float, and then as much as target_bytes
+        has room for, the largest error per byte first. Its artifact is never larger than the
+        target, and less than 0.5 % of that is unused where exchanging one weight for another can
+        do it. Equal plans and errors give equal plans.
+
+    Raises:
+        Problem: `target_unreachable`: what must stay float is too large for the target.
+            `nothing_changed`: everything would stay float. `output_unsupported`: what must stay
+            float is a weight that transformers merges with others.
+    """
+    kept = _above_limit(plan, errors)
+    settled = make_plan(plan.checkpoint, kinds, plan.recipe, kept) if kept else plan
+    refuse_target(settled)
+    settled = _fill(settled, kinds, kept, errors)
+    return Settled(settled, _rank(plan, settled, errors))
+
+
+def refuse_target(plan: Plan, pointer: str = "") -> None:
+    """Refuse a target_bytes that no choice can meet, or that leaves nothing to choose.
+
+    Args:
+        plan: The plan that quantizes all it can.
+        pointer: Where the recipe stands in the request.
+
+    Raises:
+        Problem: `target_unreachable`, with the smallest target that can be met; or
+            `nothing_changed`: the target has room for every weight as it is.
+    """
+    target = _target_of(plan)
+    if target is None:
+        return
+    place = f"{pointer}/steps/{len(plan.recipe.steps) - 1}/target_bytes"
+    smallest = plan.artifact_bytes
+    if target < smallest:
+        detail = (
+            f"target_bytes is {target}, and with everything quantized that may be, the artifact "
+            f"has {smallest} bytes. The smallest that can be met is {smallest}."
+        )
+        extra = {"target_bytes": target, "smallest_bytes": smallest}
+        errors = [Detail(place, "target_unreachable", detail)]
+        raise Problem("target_unreachable", detail, errors=errors, extra=extra)
+    quantized = sum(target.scheme is not None for target in plan.selection.targets.values())
+    if target >= _most_bytes(plan) and quantized == sum(map(len, plan.selection.units)):
+        detail = (
+            f"target_bytes is {target}, which has room for every weight as it is, so the quantize "
+            f"step would change no tensor. Give a target below {_most_bytes(plan)}."
+        )
+        raise Problem("nothing_changed", detail, errors=[Detail(place, "nothing_changed", detail)])
+
+
+def predicted_bytes(plan: Plan) -> int:
+    """Give the size that the artifact of a plan will have, once it is known what stays float.
+
+    Args:
+        plan: The plan that quantizes all it can.
+
+    Returns:
+        The size; with target_bytes it is the most, and with max_relative_rmse alone the least.
+    """
+    target = _target_of(plan)
+    return plan.artifact_bytes if target is None else min(target, _most_bytes(plan))
+
+
+def _most_bytes(plan: Plan) -> int:
+    """Give about the size of the artifact where all stays float that may; headers apart."""
+    saved = _saved_bytes(plan)
+    free = (saved[name] for names in plan.selection.units for name in names)
+    return plan.artifact_bytes + sum(max(0, nbytes) for nbytes in free)
+
+
+def _saved_bytes(plan: Plan) -> dict[str, int]:
+    """Give by name how many bytes of tensors quantizing each saves."""
+    return {
+        placement.source.name: placement.source.nbytes
+        - sum(output.nbytes for output in placement.outputs.values())
+        for shard in plan.shards
+        for placement in shard.placements
+        if placement.target is not None and placement.target.scheme is not None
+    }
+
+
+def _target_of(plan: Plan) -> int | None:
+    step = plan.recipe.aimed_step
+    return None if step is None else step.target_bytes
+
+
+def _above_limit(plan: Plan, errors: Mapping[str, float]) -> dict[str, str]:
+    """Say why max_relative_rmse keeps weights float, and with them those of their unit."""
+    step = plan.recipe.aimed_step
+    limit = math.inf if step is None else step.max_relative_rmse or math.inf
+    kept = {
+        name: f"Kept float: {_loss(error)}, above max_relative_rmse."
+        for name, error in errors.items()
+        if error > limit
+    }
+    for names in plan.selection.units:
+        above = next((name for name in names if name in kept), None)
+        for name in names if above else ():
+            kept.setdefault(name, f"Kept float with {above}, which loaders take together with it.")
+    return kept
+
+
+def _fill(
+    plan: Plan, kinds: ModuleKinds | None, kept: Mapping[str, str], errors: Mapping[str, float]
+) -> Plan:
+    """Keep float what target_bytes has room for, beside what is kept already."""
+    target = _target_of(plan)
+    if target is None:
+        return plan
+    saved, squares, slack = _saved_bytes(plan), _squares(errors), target // _SLACK
+    best, beside = plan, 0
+    for _ in range(_TRIES):
+        sized = {name: nbytes + beside for name, nbytes in saved.items()}
+        units = units_of(plan.selection.units, squares, sized)
+        names = _names(keep_float(units, target - plan.artifact_bytes, slack))
+        if not names:
+            break
+        reasons = {n: f"Kept float to meet target_bytes: {_loss(errors[n])}." for n in names}
+        made = make_plan(plan.checkpoint, kinds, plan.recipe, {**kept, **reasons})
+        unused = target - made.artifact_bytes
+        # In headers and texts too a float weight takes another number of bytes than an int8 one.
+        added = made.artifact_bytes - plan.artifact_bytes - sum(saved[name] for name in names)
+        learned = math.ceil(added / len(names))
+        if unused >= 0:
+            best = max(best, made, key=lambda known: known.artifact_bytes)
+            if unused <= slack or learned == beside:
+                break
+        beside = max(learned, beside + 1) if unused < 0 else learned
+    return best
+
+
+def _names(units: list[Unit]) -> list[str]:
+    return [name for unit in units for name in unit.names]
+
+
+def _squares(errors: Mapping[str, float]) -> dict[str, float]:
+    """Square the errors, to the digits that do not depend on the order of a sum."""
+    return {name: float(f"{error * error:.6g}") for name, error in errors.items()}
+
+
+def _loss(error: float) -> str:
+    return f"rounding would change it by {100 * error:.3g} % (relative RMSE)"
+
+
+def _rank(plan: Plan, settled: Plan, errors: Mapping[str, float]) -> tuple[Sensitivity, ...]:
+    saved = _saved_bytes(plan)
+    free = {name for names in plan.selection.units for name in names}
+    groups = [*plan.selection.units, *((name,) for name in saved if name not in free)]
+    known = {name: max(1, nbytes) for name, nbytes in saved.items()}
+    units = units_of(groups, _squares(errors), known)
+    quantized = {t.name for t in settled.selection.targets.values() if t.scheme is not None}
+    return tuple(
+        Sensitivity(
+            name=name,
+            relative_rmse=errors[name],
+            saved_bytes=saved[name],
+            kept_float=name not in quantized,
+        )
+        for unit in sorted(units, key=lambda unit: (-unit.density, unit.names))
+        for name in unit.names
+    )
