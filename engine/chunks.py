@@ -52,6 +52,16 @@ class Section:
     column: int
     width: int
 
+    @property
+    def count(self) -> int:
+        """How many chunks it has."""
+        return -(-self.rows // self.extent.rows) * -(-self.width // self.extent.width)
+
+    @property
+    def is_one_stream(self) -> bool:
+        """Whether nothing but the ties before it connects a chunk to the others."""
+        return self.extent.shape in {"rows", "flat"}
+
     def chunks(self) -> Iterator[Chunk]:
         """Cut it, in the order of its file."""
         is_full = self.width == self.extent.file_columns

@@ -1,12 +1,12 @@
 """What is counted while a job runs, for its report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from jobs.recipe import PruneStep, Recipe, Step
+from jobs.recipe import PruneStep, Step
 from jobs.report import StepReport
 from planning.matrices import Matrix, pruned_count
-from planning.selection import Target
+from planning.plan import Plan
 
 
 @dataclass
@@ -17,14 +17,14 @@ class StepEntry:
         seconds: Time spent in its own arithmetic.
         bytes_read: Bytes read for it alone.
         bytes_written: Bytes of the artifact, for the last step.
-        tensors: Names of the tensors that it changed.
+        tensors_changed: How many tensors it changed.
         weights_pruned: Weights that it set to zero.
     """
 
     seconds: float = 0.0
     bytes_read: int = 0
     bytes_written: int = 0
-    tensors: set[str] = field(default_factory=set)
+    tensors_changed: int = 0
     weights_pruned: int = 0
 
     def report(self, step: Step) -> StepReport:
@@ -35,7 +35,7 @@ class StepEntry:
             seconds=self.seconds,
             bytes_read=self.bytes_read,
             bytes_written=self.bytes_written,
-            tensors_changed=len(self.tensors),
+            tensors_changed=self.tensors_changed,
             weights_pruned=self.weights_pruned,
         )
 
@@ -59,18 +59,24 @@ class TensorEntry:
     max_error_steps: float = 0.0
 
 
-def count_pruned(recipe: Recipe, targets: Sequence[Target], entries: Sequence[StepEntry]) -> None:
-    """Tell the entries of prune steps how many weights their steps set to zero.
+def count_planned(plan: Plan, entries: Sequence[StepEntry]) -> None:
+    """Tell the entries what the plan said and the job has done by now.
 
     Args:
-        recipe: The steps.
-        targets: The tensors that they changed.
+        plan: What was done.
         entries: The entries, one per step.
     """
-    for index, step in enumerate(recipe.steps):
+    targets = plan.selection.targets.values()
+    for index, step in enumerate(plan.recipe.steps):
         if isinstance(step, PruneStep):
-            matrices = [target.matrix for target in targets if index in target.prune_steps]
-            entries[index].weights_pruned = _pruned(step, matrices)
+            pruned = [target for target in targets if index in target.prune_steps]
+            entries[index].weights_pruned = _pruned(step, [target.matrix for target in pruned])
+            entries[index].tensors_changed = len(pruned)
+        else:
+            entries[index].tensors_changed = sum(target.scheme is not None for target in targets)
+    for shard in plan.shards:
+        entries[-1].bytes_read += shard.source.header.data_bytes
+        entries[-1].bytes_written += shard.nbytes
 
 
 def _pruned(step: PruneStep, matrices: Sequence[Matrix]) -> int:

@@ -6,6 +6,7 @@ of the n-th smallest.
 """
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,19 +40,24 @@ class Measurement:
         bell: What tasks that wait for others wait at.
         count: How many to split off, at most as many as the stream has.
         key_bits: How long a key is: 15, 31 or 32 bits.
+        found: What the first looks found, where they are done already.
 
     Attributes:
         looks: How many times the stream must be looked at.
+        found: What each look so far found: the upper bits of the key, and how many of the keys
+            that share them belong to the n smallest.
     """
 
     looks: int
+    found: list[Threshold]
 
-    def __init__(self, bell: Bell, count: int, key_bits: int) -> None:
+    def __init__(
+        self, bell: Bell, count: int, key_bits: int, found: Iterable[Threshold] = ()
+    ) -> None:
         self._bell = bell
         self._digits = _DIGITS[key_bits] if count else ()
-        self._prefix = 0
-        self._left = count
-        self._is_known = 0
+        self._count = count
+        self.found = list(found)
         self._adding = threading.Lock()
         self._open = [1] * len(self._digits)
         self._histogram: Counts | None = None
@@ -76,10 +82,10 @@ class Measurement:
             bench: Memory for the chunk's own histogram, which is left empty.
         """
         with self._bell:
-            self._bell.wait(lambda: self._is_known >= look)
+            self._bell.wait(lambda: len(self.found) >= look)
         shift, digit = self._digits[look]
         mine = bench.take("histogram", (1 << digit,), np.uint32)
-        prefix = self._prefix if look else -1
+        prefix = self.found[look - 1].key if look else -1
         pruning_kernels.count_digits(keys.reshape(-1), mask, shift, digit, prefix, mine)
         with self._adding:
             if self._histogram is None:
@@ -94,8 +100,11 @@ class Measurement:
             Exactly `count` keys of the stream are below its key or among the first of its ties.
         """
         with self._bell:
-            self._bell.wait(lambda: self._is_known == self.looks)
-        return Threshold(self._prefix, self._left)
+            self._bell.wait(lambda: len(self.found) == self.looks)
+        return self._last()
+
+    def _last(self) -> Threshold:
+        return self.found[-1] if self.found else Threshold(0, self._count)
 
     def _finish_one(self, look: int) -> None:
         with self._adding:
@@ -105,9 +114,9 @@ class Measurement:
             histogram, self._histogram = self._histogram, None
         if histogram is None:
             raise ValueError("A measurement needs a stream of at least one key.")
-        place, left = pruning_kernels.locate(histogram, self._left)
+        last = self._last()
+        place, left = pruning_kernels.locate(histogram, last.ties)
         with self._bell:
-            self._prefix = self._prefix << self._digits[look][1] | int(place)
-            self._left = int(left)
-            self._is_known += 1
+            key = last.key << self._digits[look][1] | int(place)
+            self.found.append(Threshold(key, int(left)))
             self._bell.ring()

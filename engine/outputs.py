@@ -22,14 +22,17 @@ class Output:
     """One file, written at any place in any order.
 
     Args:
-        path: Where; it must not be there yet.
+        path: Where.
         nbytes: Its size. Bytes that are never written are 0.
         on_done: Told when the last holder has let go.
+        may_exist: Whether it goes on where it is there already.
     """
 
-    def __init__(self, path: Path, nbytes: int, on_done: Callable[["Output"], None]) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._file = os.open(path, flags, 0o644)
+    def __init__(
+        self, path: Path, nbytes: int, on_done: Callable[["Output"], None], *, may_exist: bool
+    ) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file = os.open(path, flags | (0 if may_exist else os.O_EXCL), 0o644)
         self._on_done = on_done
         self._holders = 1
         self._lock = threading.Lock()
@@ -113,10 +116,12 @@ class Outputs:
 
     Args:
         folder: Where they go.
+        is_resumed: Whether some may be there already, as far as an attempt before wrote them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_resumed: bool) -> None:
         self._folder = folder
+        self._is_resumed = is_resumed
         self._disk = ThreadPoolExecutor(1, "engine-disk")
         self._open: list[Output] = []
         self._kept: list[Future[None]] = []
@@ -134,7 +139,7 @@ class Outputs:
         Raises:
             Problem: `storage_full`: there is no room for it.
         """
-        output = Output(self._folder / name, nbytes, self._keep)
+        output = Output(self._folder / name, nbytes, self._keep, may_exist=self._is_resumed)
         self._open.append(output)
         return output
 

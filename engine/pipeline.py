@@ -2,30 +2,28 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from engine.crew import Bell, Crew
 from engine.inspection import find_module_kinds
-from engine.kernels import kernels_for
-from engine.ledger import StepEntry, count_pruned
+from engine.journal import fingerprint_of
+from engine.ledger import StepEntry, count_planned
 from engine.memory import MemoryMeter
-from engine.outputs import Outputs
+from engine.pressing import press
 from engine.progress import Progress, Ticker
-from engine.pruning import Pruning
 from engine.rehearsal import settle_plan
 from engine.reporting import build_report
 from engine.side_files import copy_side_files, write_text
 from engine.source import Source
-from engine.workbench import Workbench
-from engine.writer import Writer
 from jobs.checkpoint import open_checkpoint
+from jobs.durable_files import fsync
 from jobs.recipe import Recipe
 from jobs.report import Report
-from planning.extents import extent_of
 from planning.memory_model import Levels
-from planning.plan import make_plan
+from planning.module_kinds import ModuleKinds
+from planning.plan import Plan, make_plan
 from planning.prediction import predict, refuse_overruns
 from planning.working_set import CHUNK_BYTES, MOST_THREADS
 
@@ -42,13 +40,14 @@ def compress(
     chunk_bytes: int = CHUNK_BYTES,
     threads: int | None = None,
     idle_bytes: int | None = None,
+    journal: Path | None = None,
 ) -> Report:
     """Prune and quantize a checkpoint, writing the artifact as it goes.
 
     Args:
         model_folder: The checkpoint; it is only read.
-        artifact_folder: An empty folder for the artifact; what it holds after a failure is of no
-            use. The manifest is the caller's.
+        artifact_folder: A folder for the artifact, which is empty unless there is a journal. The
+            manifest is the caller's.
         recipe: What to do.
         device: Where to compute. The artifact has the same bytes whichever it is.
         on_progress: Told how far the job is, a few hundred times at most.
@@ -58,9 +57,14 @@ def compress(
             processor, up to `MOST_THREADS`. The artifact is the same whatever it is.
         idle_bytes: What a plan took this process to hold before the job, so that the job keeps to
             that plan; by default it is measured.
+        journal: A file beside that folder where it is written down how far the job is. Where it is
+            there already, a killed attempt's, what that one wrote of the same job is kept, and
+            everything else in the folder removed.
 
     Returns:
-        Everything measured. Equal models and recipes give artifacts of equal bytes.
+        Everything measured. Equal models and recipes give artifacts of equal bytes, however many
+        attempts it took. What was counted is counted over what all attempts contributed to the
+        artifact; times and memory of the process are this attempt's.
 
     Raises:
         Problem: The checkpoint cannot be read, is already quantized or holds a value that is not
@@ -69,48 +73,54 @@ def compress(
     """
     started = time.perf_counter()
     threads = threads or min(len(os.sched_getaffinity(0)), MOST_THREADS)
-    steps = len(recipe.steps)
     entries = [StepEntry() for _ in recipe.steps]
     with MemoryMeter() as meter:
-        inspection = Ticker(on_progress, Progress("inspect", 1, steps, 0, 1, "tensors"))
-        checkpoint = open_checkpoint(model_folder)
-        kinds = find_module_kinds(checkpoint)
-        plan = make_plan(checkpoint, kinds, recipe)
-        inspection.advance(1)
-        inspected = (kinds.peak_bytes if kinds else None) or 0
-        levels = Levels(idle_bytes or meter.idle.resident_peak_bytes, inspected, threads)
+        plan, kinds = _plan(model_folder, recipe, on_progress)
+        inspected = kinds.peak_bytes if kinds else None
+        levels = Levels(idle_bytes or meter.idle.resident_peak_bytes, inspected or 0, threads)
         prediction = predict(plan, levels, chunk_bytes)
         refuse_overruns(prediction, recipe.budget)
-        buffers = prediction.buffers
-        benches = [
-            Workbench(buffers.per_thread, kernels_for(device)) for _ in range(buffers.threads)
-        ]
-        bell = Bell()
-        with Source(checkpoint) as source, Outputs(artifact_folder) as outputs:
+        with Source(plan.checkpoint) as source:
             settled = settle_plan(plan, kinds, prediction, source, entries, on_progress)
-            plan = settled.plan
-            targets = list(plan.selection.targets.values())
-            extents = {target.name: extent_of(target, buffers.chunk_bytes) for target in targets}
-            pruning = Pruning(source, recipe, targets, extents, entries, bell, on_progress)
-            total = sum(shard.source.header.data_bytes for shard in plan.shards)
-            ticker = Ticker(on_progress, Progress("compress", steps, steps, 0, total, "bytes"))
-            writer = Writer(source, outputs, pruning, entries, ticker)
-            Crew(benches, bell).run(writer.tasks(plan.shards))
-        count_pruned(recipe, targets, entries)
+            plan, buffers = settled.plan, prediction.buffers
+            book = None if journal is None else (journal, _fingerprint(plan, buffers.chunk_bytes))
+            pressed = press(
+                plan, buffers, device, source, artifact_folder, book, entries, on_progress
+            )
+        count_planned(plan, entries)
         meter.sample()
-        copy_side_files(model_folder, artifact_folder, plan.side_files)
-        for name, text in plan.texts.items():
-            write_text(artifact_folder / name, text)
-        _sync_folder(artifact_folder)
+        _write_the_rest(plan, artifact_folder)
     seconds = time.perf_counter() - started
-    memory = (meter, benches[0].kernels.memory(), kinds.peak_bytes if kinds else None)
-    counted = (entries, writer.tensors)
-    return build_report(settled, prediction, counted, memory, seconds)
+    memory = (meter, pressed.device_memory, inspected)
+    return build_report(settled, prediction, (entries, pressed), memory, seconds)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _plan(
+    model_folder: Path, recipe: Recipe, on_progress: Callable[[Progress], None]
+) -> tuple[Plan, ModuleKinds | None]:
+    ticker = Ticker(on_progress, Progress("inspect", 1, len(recipe.steps), 0, 1, "tensors"))
+    checkpoint = open_checkpoint(model_folder)
+    kinds = find_module_kinds(checkpoint)
+    plan = make_plan(checkpoint, kinds, recipe)
+    ticker.advance(1)
+    return plan, kinds
+
+
+def _fingerprint(plan: Plan, chunk_bytes: int) -> str:
+    """Tell the job from others by all that decides which tasks it has and what they write."""
+
+    def parts() -> Iterator[object]:
+        yield version("modelpress"), chunk_bytes, plan.recipe
+        for shard in plan.shards:
+            status = (plan.checkpoint.folder / shard.source.name).stat()
+            yield shard.source.name, status.st_size, status.st_mtime_ns, shard.header
+            yield from shard.placements
+
+    return fingerprint_of(parts())
+
+
+def _write_the_rest(plan: Plan, folder: Path) -> None:
+    copy_side_files(plan.checkpoint.folder, folder, plan.side_files)
+    for name, text in plan.texts.items():
+        write_text(folder / name, text)
+    fsync(folder)

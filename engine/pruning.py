@@ -7,8 +7,9 @@ look applies the earlier steps on the way, so each step sees what those before i
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 
-from engine import float_kernels
+from engine.bookmarks import Bookmarks
 from engine.chunks import Chunk, Section, sections
 from engine.compilation import Bits
 from engine.crew import Bell, Task
@@ -18,20 +19,19 @@ from engine.ledger import StepEntry
 from engine.looks import Look, Measuring
 from engine.measurements import Measurement
 from engine.progress import Progress, Ticker
-from engine.rankings import Draws, Magnitudes, Ranking, WideMagnitudes, seed_of
-from engine.relays import Relay
+from engine.prune_steps import PruneSteps
+from engine.rankings import Draws
+from engine.relays import Relay, Relays
 from engine.section_looks import SectionLooks, Strand
 from engine.source import Source
 from engine.workbench import Workbench
-from jobs.recipe import PruneStep, Recipe
+from jobs.recipe import Recipe
 from planning.extents import Extent
 from planning.matrices import pruned_count
 from planning.selection import Target
-from planning.working_set import is_wide
 
 #: Makes the task of a chunk, given the peaks of its section where it needs them.
 MakeTask = Callable[[Look, Gathering | None], Task]
-Relays = dict[int, Relay[int]]
 
 
 class Pruning:
@@ -45,6 +45,7 @@ class Pruning:
         entries: Where the cost of each step is counted.
         bell: What tasks that wait for others wait at.
         report: Told how far a look at all tensors is.
+        bookmarks: What is known from attempts before; None where there are none to know.
     """
 
     def __init__(
@@ -56,16 +57,17 @@ class Pruning:
         entries: Sequence[StepEntry],
         bell: Bell,
         report: Callable[[Progress], None],
+        bookmarks: Bookmarks | None = None,
     ) -> None:
         self._source = source
-        self._recipe = recipe
+        self._steps = PruneSteps(recipe, targets, extents)
         self._targets = targets
         self._extents = extents
         self._entries = entries
         self._bell = bell
         self._report = report
+        self._bookmarks = bookmarks or Bookmarks(bell, None, None, entries, 0)
         self._measured: dict[tuple[int, str], Measurement] = {}
-        self._drawn_before: dict[tuple[int, str], int] = {}
 
     def look_at(
         self,
@@ -75,6 +77,7 @@ class Pruning:
         make: MakeTask,
         *,
         with_peaks: bool = False,
+        done: int | None = None,
     ) -> Iterator[Task]:
         """Look at a tensor from its beginning to its end, pruned by the steps before `limit`.
 
@@ -84,6 +87,8 @@ class Pruning:
             totals: The ties of global steps in the tensors before; added to.
             make: Makes the task of each chunk.
             with_peaks: Whether that needs the peaks of a section before its first chunk.
+            done: How many of its first chunks an attempt before has done, where the job could go on
+                from the others; None where it could not.
 
         Yields:
             The tasks, and before them those that measure what they need to know.
@@ -91,12 +96,16 @@ class Pruning:
         relays: Relays = {}
         steps = [index for index in target.prune_steps if index < limit]
         for index in steps:
-            if self._is_measured_whole(index):
+            if self._steps.is_measured_whole(index):
                 yield from self._measure_whole(index, target, relays)
-                is_global = self._step(index).scope == "global"
-                fresh: Relay[int] = Relay(self._bell, 0)
+                fresh = Relay(self._bell, self._bookmarks.ties(index) if done else 0)
+                is_global = self._steps.is_global(index)
                 relays[index] = totals.setdefault(index, fresh) if is_global else fresh
+        skipped = done or 0
         for section in sections(self._extents[target.name]):
+            if skipped >= section.count:
+                skipped -= section.count
+                continue
             strand: list[tuple[int, Eraser]] = []
             for index in steps:
                 eraser = yield from self._eraser(index, target, section, strand, relays)
@@ -105,8 +114,14 @@ class Pruning:
             if with_peaks:
                 looks = self._looks_at(len(self._entries) - 1, target, section, strand)
                 peaks = yield from looks.find_peaks(target)
-            for chunk in section.chunks():
+            for chunk in islice(section.chunks(), skipped, None):
                 yield make(self._look(target, chunk, strand), peaks)
+                if done is not None and section.is_one_stream:
+                    yield from self._bookmarks.pass_by(1, chunk.elements * target.itemsize, relays)
+            skipped = 0
+            if done is not None and not section.is_one_stream:
+                nbytes = section.rows * section.width * target.itemsize
+                yield from self._bookmarks.pass_by(section.count, nbytes, relays)
 
     def _looks_at(
         self, index: int, target: Target, section: Section, strand: Strand
@@ -118,47 +133,27 @@ class Pruning:
         erasures = tuple((index, eraser.enlist(chunk)) for index, eraser in strand)
         return Look(self._source, target, self._extents[target.name], chunk, erasures)
 
-    def _step(self, index: int) -> PruneStep:
-        step = self._recipe.steps[index]
-        assert isinstance(step, PruneStep)  # noqa: S101 - selection lists prune steps alone
-        return step
-
-    def _is_measured_whole(self, index: int) -> bool:
-        step = self._step(index)
-        return step.structure == "unstructured" and step.scope != "row"
-
-    def _ranking(self, index: int, target: Target) -> Ranking:
-        step = self._step(index)
-        if step.method == "random":
-            is_global = self._is_global(index)
-            first = self._drawn_before[index, target.name] if is_global else 0
-            seed = seed_of(step.seed, index, "" if is_global else target.name)
-            return Draws(seed, target.matrix, self._extents[target.name], first)
-        if is_wide(index, self._recipe, self._targets):
-            return WideMagnitudes(float_kernels.KINDS[target.matrix.tensor.dtype])
-        return Magnitudes(target.itemsize)
-
     def _measure_whole(self, index: int, target: Target, earlier: Relays) -> Iterator[Task]:
         """Find the threshold of a step that counts over a tensor, or over all."""
-        step = self._step(index)
-        is_global = step.scope == "global"
+        is_global = self._steps.is_global(index)
         key = (index, "" if is_global else target.name)
         if key in self._measured:
             return
-        targets = [t for t in self._targets if index in t.prune_steps] if is_global else [target]
-        elements = 0
-        for chosen in targets:
-            self._drawn_before[index, chosen.name] = elements
-            elements += chosen.matrix.tensor.elements
-        count = pruned_count(step.sparsity or 0.0, elements)
-        measurement = Measurement(self._bell, count, self._ranking(index, target).key_bits)
+        key_bits = self._steps.ranking(index, target).key_bits
+        found = self._bookmarks.found(key)
+        measurement = Measurement(self._bell, self._steps.count(index, target), key_bits, found)
         self._measured[key] = measurement
-        ticker = self._ticker(index, targets, measurement.looks) if is_global else None
-        for look in range(measurement.looks):
+        targets = self._steps.measured_with(index, target)
+        nbytes = sum(chosen.matrix.tensor.nbytes for chosen in targets)
+        looks = range(len(found), measurement.looks)
+        ticker = self._ticker(index, len(looks) * nbytes) if is_global else None
+        for look in looks:
+            self._bookmarks.open_look()
             totals = {} if is_global else {i: relay.fork() for i, relay in earlier.items()}
             for chosen in self._targets if is_global else targets:
                 yield from self._count(index, chosen, measurement, look, totals, ticker)
             measurement.close(look)
+            yield from self._bookmarks.learn(key, measurement, look, nbytes)
 
     def _count(
         self,
@@ -170,7 +165,7 @@ class Pruning:
         ticker: Ticker | None,
     ) -> Iterator[Task]:
         is_counted = index in target.prune_steps
-        if self._step(index).method == "random":
+        if self._steps[index].method == "random":
             extent = self._extents[target.name]
             chunks = (c for s in sections(extent) for c in s.chunks()) if is_counted else ()
             for chunk in chunks:
@@ -179,7 +174,7 @@ class Pruning:
                 yield self._counting(index, measurement, look, ticker, drawn)
             return
         # An earlier global step must see every tensor, to know where among them it is.
-        if is_counted or any(self._is_global(i) for i in target.prune_steps if i < index):
+        if is_counted or any(self._steps.is_global(i) for i in target.prune_steps if i < index):
 
             def make(seen: Look, _: Gathering | None) -> Task:
                 if not is_counted:
@@ -197,7 +192,7 @@ class Pruning:
         ticker: Ticker | None,
         seen: Look,
     ) -> Measuring:
-        ranking = self._ranking(index, seen.target)
+        ranking = self._steps.ranking(index, seen.target)
         is_read = not isinstance(ranking, Draws)
         entry = self._entries[index]
 
@@ -212,13 +207,9 @@ class Pruning:
 
         return Measuring(seen, count, settle, is_read)
 
-    def _ticker(self, index: int, targets: Sequence[Target], looks: int) -> Ticker:
-        total = looks * sum(target.matrix.tensor.nbytes for target in targets)
-        steps = len(self._recipe.steps)
-        return Ticker(self._report, Progress("measure", index + 1, steps, 0, total, "bytes"))
-
-    def _is_global(self, index: int) -> bool:
-        return self._is_measured_whole(index) and self._step(index).scope == "global"
+    def _ticker(self, index: int, total: int) -> Ticker | None:
+        progress = Progress("measure", index + 1, len(self._entries), 0, total, "bytes")
+        return Ticker(self._report, progress) if total else None
 
     def _eraser(
         self,
@@ -229,13 +220,13 @@ class Pruning:
         relays: Relays,
     ) -> Generator[Task, None, Eraser]:
         """Make a step's eraser of a section, measuring what the section alone can tell."""
-        step, ranking = self._step(index), self._ranking(index, target)
+        step, ranking = self._steps[index], self._steps.ranking(index, target)
         if step.structure != "unstructured":
             is_transposed = target.matrix.is_transposed
             positions = None if is_transposed else target.matrix.positions
             return GroupEraser(ranking, int(step.structure[-1]), positions)
         if step.scope != "row":
-            measurement = self._measured[index, "" if step.scope == "global" else target.name]
+            measurement = self._measured[index, "" if self._steps.is_global(index) else target.name]
             if section.extent.shape != "panel":
                 return ThresholdEraser(ranking, measurement, relays[index])
             looks = self._looks_at(index, target, section, strand)

@@ -58,6 +58,11 @@ class Relay(Generic[Total]):
             self._inform()
         return fork
 
+    def total(self) -> Total:
+        """Give the total before the first turn that was not taken; it must be known."""
+        assert self._total is not None  # noqa: S101 - what it depends on is done
+        return self._total
+
     def _inform(self) -> None:
         if self._total is None:
             return
@@ -69,3 +74,7 @@ class Relay(Generic[Total]):
             else:
                 waiting.append((turn, fork))
         self._forks = waiting
+
+
+#: Totals of ties, by the index of the step that meets them.
+Relays = dict[int, Relay[int]]

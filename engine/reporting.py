@@ -2,12 +2,13 @@
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from engine.ledger import StepEntry, TensorEntry
 from engine.loaders import loaders_of
 from engine.memory import MemoryMeter
+from engine.pressing import Pressed
 from jobs.recipe import Recipe
 from jobs.report import (
     ArtifactFacts,
@@ -15,6 +16,7 @@ from jobs.report import (
     Memory,
     ModelFacts,
     Report,
+    Resumed,
     Speed,
     TensorReport,
     TensorState,
@@ -28,7 +30,7 @@ from planning.prediction import Prediction
 def build_report(
     settled: Settled,
     prediction: Prediction,
-    entries: tuple[Sequence[StepEntry], Mapping[str, TensorEntry]],
+    counted: tuple[Sequence[StepEntry], Pressed],
     memory: tuple[MemoryMeter, DeviceMemory | None, int | None],
     seconds: float,
 ) -> Report:
@@ -37,7 +39,7 @@ def build_report(
     Args:
         settled: What was done.
         prediction: What it was to cost.
-        entries: What was counted, by step and by tensor.
+        counted: What was counted, by step and by tensor.
         memory: What was measured of the host's memory and of the device's, and the resident peak
             of the process that looked at the model's modules.
         seconds: How long it took.
@@ -45,7 +47,7 @@ def build_report(
     Returns:
         The report.
     """
-    steps, tensors = entries
+    steps, pressed = counted
     plan = settled.plan
     checkpoint, shards, recipe = plan.checkpoint, plan.shards, plan.recipe
     model_bytes = sum(s.source.header.data_start + s.source.header.data_bytes for s in shards)
@@ -65,7 +67,7 @@ def build_report(
         memory=_memory(*memory, recipe, prediction),
         steps=tuple(e.report(step) for e, step in zip(steps, recipe.steps, strict=True)),
         tensors=tuple(
-            _tensor(placement, tensors[placement.source.name])
+            _tensor(placement, pressed.tensors[placement.source.name])
             for shard in shards
             for placement in shard.placements
             if placement.target is not None
@@ -78,6 +80,7 @@ def build_report(
             has_config=checkpoint.config is not None,
         ),
         speed=Speed(total_seconds=seconds, input_bytes_per_second=model_bytes / max(seconds, 1e-9)),
+        resumed=Resumed(bytes_skipped=pressed.reached.bytes_read) if pressed.reached else None,
         versions=_versions(has_config=checkpoint.config is not None, inspection=memory[2]),
     )
 

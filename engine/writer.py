@@ -6,18 +6,20 @@ Dimension key: R rows of a chunk, W values of each.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import float_kernels, pruning_kernels, rounding_kernels
+from engine.bookmarks import Bookmarks
 from engine.crew import Settlement, Task
 from engine.gatherings import Gathering
 from engine.ledger import StepEntry, TensorEntry
 from engine.looks import Look, Seen
 from engine.outputs import Output, Outputs
 from engine.progress import Ticker
-from engine.pruning import Pruning, Relays
+from engine.pruning import Pruning
 from engine.rankings import MAGNITUDE
 from engine.rounding import round_chunk
 from engine.source import Source
@@ -35,20 +37,17 @@ class Writer:
         source: The model's files.
         outputs: The artifact's files.
         pruning: Looks at the tensors that change.
+        bookmarks: Where the job goes on, and where what became of each tensor is counted.
         entries: Where the cost of each step is counted.
         ticker: Told how many bytes of the model are done.
-
-    Attributes:
-        tensors: What became of every changed tensor, by its name.
     """
-
-    tensors: dict[str, TensorEntry]
 
     def __init__(
         self,
         source: Source,
         outputs: Outputs,
         pruning: Pruning,
+        bookmarks: Bookmarks,
         entries: Sequence[StepEntry],
         ticker: Ticker,
     ) -> None:
@@ -57,7 +56,7 @@ class Writer:
         self._pruning = pruning
         self._entries = entries
         self._ticker = ticker
-        self.tensors = {}
+        self._bookmarks = bookmarks
 
     def tasks(self, shards: Sequence[ShardPlan]) -> Iterator[Task]:
         """Make the tasks of all files, in their order.
@@ -66,50 +65,59 @@ class Writer:
             shards: The files.
 
         Yields:
-            The tasks. When the last one of a file has run, the disk is told to keep that file.
+            The tasks that are not done yet, and bookmarks. When the last task of a file has run,
+            the disk is told to keep that file.
         """
-        totals: Relays = {}
+        reached = self._bookmarks.reached.placement
+        numbers = count()
         for shard in shards:
             output = self._outputs.create(shard.source.name, shard.nbytes)
             output.write(np.frombuffer(shard.header, np.uint8), 0)
-            for placement in shard.placements:
+            for number, placement in zip(numbers, shard.placements, strict=False):
+                if number < reached:
+                    continue
                 starts = {r: len(shard.header) + o.start for r, o in placement.outputs.items()}
+                done = self._bookmarks.begin(number)
                 if placement.target is None:
-                    yield from self._copies(placement, output, starts["weight"])
+                    yield from self._copies(placement, output, starts["weight"], done)
                 else:
-                    yield from self._presses(placement, output, starts, totals)
-            self._entries[-1].bytes_read += shard.source.header.data_bytes
-            self._entries[-1].bytes_written += shard.nbytes
+                    yield from self._presses(placement, output, starts, done)
             output.let_go()
+        yield from self._bookmarks.end()
 
-    def _copies(self, placement: Placement, output: Output, start: int) -> Iterator[Task]:
+    def _copies(
+        self, placement: Placement, output: Output, start: int, done: int
+    ) -> Iterator[Task]:
         file, offset = self._source.place(placement.source.name)
         nbytes = placement.source.nbytes
-        for done in range(0, nbytes, _COPY_BYTES):
+        for passed in range(done * _COPY_BYTES, nbytes, _COPY_BYTES):
             output.hold()
-            count = min(_COPY_BYTES, nbytes - done)
-            yield _Copy(file, offset + done, output, start + done, count, self._ticker)
+            length = min(_COPY_BYTES, nbytes - passed)
+            yield _Copy(file, offset + passed, output, start + passed, length, self._ticker)
+            yield from self._bookmarks.pass_by(1, length, {})
 
     def _presses(
-        self, placement: Placement, output: Output, starts: Mapping[str, int], totals: Relays
+        self, placement: Placement, output: Output, starts: Mapping[str, int], done: int
     ) -> Iterator[Task]:
         target = placement.target
         assert target is not None  # noqa: S101 - the caller asked
-        entry = self.tensors[target.name] = TensorEntry()
+        entry = self._bookmarks.entry(target.name)
         if "shape" in starts:
             output.write(np.array(placement.source.shape, np.int64), starts["shape"])
-        if target.scheme is not None:
-            self._entries[-1].tensors.add(target.name)
-        for index in target.prune_steps:
-            self._entries[index].tensors.add(target.name)
 
         def make(look: Look, peaks: Gathering | None) -> Task:
             output.hold()
             place = _Place(output, starts, placement.row_bytes)
             return _Press(look, peaks, place, entry, self._entries, self._ticker)
 
-        limit = len(self._entries)
-        yield from self._pruning.look_at(target, limit, totals, make, with_peaks=True)
+        yield from self._pruning.look_at(
+            target,
+            len(self._entries),
+            self._bookmarks.totals,
+            make,
+            with_peaks=True,
+            done=done,
+        )
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,14 @@ class Speed(_Value):
     input_bytes_per_second: float
 
 
+class Resumed(_Value):
+    """What an attempt found done by attempts before it that were killed."""
+
+    bytes_skipped: Bytes = Field(
+        description="What they had read for it, in all passes, and this attempt did not read again."
+    )
+
+
 class Report(_Value):
     """Everything measured about one job."""
 
@@ -163,7 +171,12 @@ class Report(_Value):
         "as floats, fused ones together; empty where the recipe aims at no size and no error.",
     )
     loaders: dict[str, Loader]
-    speed: Speed
+    speed: Speed = Field(description="Of the last attempt.")
+    resumed: Resumed | None = Field(
+        None,
+        description="None where one attempt did it all. The bytes of steps and the errors of "
+        "tensors are those of the whole job however many attempts it took.",
+    )
     versions: dict[str, str] = Field(
         description="What the job ran with; transformers only where it has a config, with "
         "`(table)` where the table of architectures made from it was enough."

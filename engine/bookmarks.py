@@ -1,0 +1,191 @@
+"""The places in the stream of tasks from which a job can go on after a kill.
+
+A bookmark is a task that does nothing. Because tasks are settled in the order of the stream, all
+tasks before it are done when it is settled and none after it has been counted, whatever the threads
+are at. What it writes down is therefore the same in every run.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from engine.crew import Bell, Settlement, Task
+from engine.journal import Journal, Record
+from engine.ledger import StepEntry, TensorEntry
+from engine.measurements import Measurement, Threshold
+from engine.relays import Relay, Relays
+from engine.workbench import Workbench
+
+#: A step's index and the name of the tensor it counts over; no name stands for all.
+Stream = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Somewhere in the artifact: how many tensors, chunks of the next one and bytes are before."""
+
+    placement: int
+    chunks: int
+    passed_bytes: int
+
+
+class Bookmarks:
+    """Leaves bookmarks in the stream, and knows the last one of the attempts before.
+
+    Args:
+        bell: What tasks that wait for others wait at.
+        journal: Where they are written; None leaves none.
+        reached: The last bookmark; None where the job begins.
+        entries: What is counted by step, set to what was counted up to there.
+        every_bytes: How many bytes are read between two bookmarks at least.
+
+    Attributes:
+        reached: Where the job goes on.
+        tensors: What became of every changed tensor, by its name.
+        totals: The ties of global steps in the tensors before, by the step's index.
+    """
+
+    reached: Record
+    tensors: dict[str, TensorEntry]
+    totals: Relays
+
+    def __init__(
+        self,
+        bell: Bell,
+        journal: Journal | None,
+        reached: Record | None,
+        entries: Sequence[StepEntry],
+        every_bytes: int,
+    ) -> None:
+        self.reached = reached or Record()
+        self.tensors = dict(self.reached.tensors)
+        self.totals = {index: Relay(bell, ties) for index, ties in self.reached.totals.items()}
+        self._journal = journal
+        self._entries = entries
+        self._every_bytes = every_bytes
+        self._unmarked_bytes = 0
+        self._open_looks = 0
+        self._here = _Place(self.reached.placement, 0, self.reached.passed_bytes)
+        self._touched: list[str] = []
+        self._learnt: dict[Stream, tuple[Measurement, int]] = {}
+        for entry, (seconds, bytes_read) in zip(entries, self.reached.steps, strict=False):
+            entry.seconds, entry.bytes_read = seconds, bytes_read
+
+    def ties(self, index: int) -> int:
+        """Give the ties that a step has met in the tensor in which the job goes on."""
+        return self.reached.ties.get(index, 0)
+
+    def found(self, stream: Stream) -> list[Threshold]:
+        """Give what the looks at a stream found that are done."""
+        index, name = stream
+        return self.reached.thresholds.get(index, {}).get(name, [])
+
+    def begin(self, placement: int) -> int:
+        """Come to a tensor that is not done yet.
+
+        Args:
+            placement: How many tensors are before it.
+
+        Returns:
+            How many of its chunks are done.
+        """
+        done = self.reached.chunks if placement == self.reached.placement else 0
+        self._here = _Place(placement, done, self._here.passed_bytes)
+        return done
+
+    def entry(self, tensor: str) -> TensorEntry:
+        """Give the entry of a tensor that is about to change."""
+        self._touched.append(tensor)
+        return self.tensors.setdefault(tensor, TensorEntry())
+
+    def pass_by(self, chunks: int, nbytes: int, ties: Relays) -> Iterator[Task]:
+        """Come to a place in a tensor from which the job could go on.
+
+        Args:
+            chunks: How many chunks lie between the last such place and this one.
+            nbytes: How many bytes these have.
+            ties: The ties of each step in the tensor so far.
+
+        Yields:
+            A bookmark, where the last one is far.
+        """
+        here = self._here
+        self._here = _Place(here.placement, here.chunks + chunks, here.passed_bytes + nbytes)
+        self._unmarked_bytes += nbytes
+        if self._unmarked_bytes >= self._every_bytes:
+            yield from self._leave(ties)
+
+    def open_look(self) -> None:
+        """Come to the beginning of a look at a stream, of which only the whole is worth keeping."""
+        self._open_looks += 1
+
+    def learn(
+        self, stream: Stream, measurement: Measurement, look: int, nbytes: int
+    ) -> Iterator[Task]:
+        """Come to the end of the look that was opened last.
+
+        Args:
+            stream: What was looked at.
+            measurement: What it was looked at for; told of the end.
+            look: Which look it was.
+            nbytes: How many bytes it read.
+
+        Yields:
+            A bookmark, where the last one is far and no other look is open: what that one has
+            counted so far will be counted again.
+        """
+        self._open_looks -= 1
+        self._learnt[stream] = measurement, look + 1
+        self._unmarked_bytes += nbytes
+        if not self._open_looks and self._unmarked_bytes >= self._every_bytes:
+            yield from self._leave({})
+
+    def end(self) -> Iterator[Task]:
+        """Come to the end of the stream, and yield a bookmark."""
+        yield from self._leave({})
+
+    def _leave(self, ties: Relays) -> Iterator[Task]:
+        self._unmarked_bytes = 0
+        if self._journal is None:
+            return
+        yield _Bookmark(
+            self._journal,
+            self._here,
+            self._entries,
+            {name: self.tensors[name] for name in self._touched},
+            {index: relay.fork() for index, relay in self.totals.items()},
+            {index: relay.fork() for index, relay in ties.items()},
+            self._learnt,
+        )
+        # The last tensor may go on to change.
+        self._touched, self._learnt = self._touched[-1:], {}
+
+
+@dataclass(frozen=True)
+class _Bookmark:
+    journal: Journal
+    place: _Place
+    entries: Sequence[StepEntry]
+    tensors: Mapping[str, TensorEntry]
+    totals: Relays
+    ties: Relays
+    learnt: Mapping[Stream, tuple[Measurement, int]]
+
+    def run(self, _: Workbench) -> Settlement:
+        return self._settle
+
+    def _settle(self) -> None:
+        thresholds: dict[int, dict[str, list[Threshold]]] = {}
+        for (index, name), (measurement, looks) in self.learnt.items():
+            thresholds.setdefault(index, {})[name] = measurement.found[:looks]
+        self.journal.write(
+            Record(
+                placement=self.place.placement,
+                chunks=self.place.chunks,
+                passed_bytes=self.place.passed_bytes,
+                steps=[(entry.seconds, entry.bytes_read) for entry in self.entries],
+                tensors=dict(self.tensors),
+                totals={index: relay.total() for index, relay in self.totals.items()},
+                ties={index: relay.total() for index, relay in self.ties.items()},
+                thresholds=thresholds,
+            )
+        )
