@@ -159,13 +159,13 @@ def _held(client: Client, model_id: str, recipe: dict[str, Any]) -> int:
 
 def _refusal(client: Client, model_id: str, recipe: dict[str, Any]) -> str:
     try:
-        job = client.wait(client.submit(model_id, recipe).id)
+        client.wait(client.submit(model_id, recipe).id)
     except ProblemError as error:
         return f"{error.status} at once"
     except JobFailed as error:
         # Only the model's own code can tell what it is made of, and the job asks that.
         return f"failed: {error.code}"
-    raise AssertionError(f"{job.id} ran in less than the smallest budget")
+    return "ran"
 
 
 if __name__ == "__main__":

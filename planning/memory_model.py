@@ -37,11 +37,13 @@ class Levels:
         inspection_bytes: Resident peak of the process that asks transformers which module is which;
             0 where none is needed.
         threads: On how many threads a runner works, unless its budget wants fewer.
+        is_inspected: Whether that process has ended, so that its peak is a fact.
     """
 
     idle_bytes: int
     inspection_bytes: int
     threads: int
+    is_inspected: bool = False
 
 
 #: For where no worker was seen: Python 3.11, numba 0.65, torch 2.13 for CPUs, two cores.
@@ -102,30 +104,33 @@ class MemoryModel:
         """
         for threads, chunk_bytes in _paces(self.levels.threads, self.chunk_bytes):
             found = working_set(self.targets, self.recipe, threads=threads, chunk_bytes=chunk_bytes)
-            if budget_bytes is None or self.peak_bytes(found) + self._margin_bytes <= budget_bytes:
+            if budget_bytes is None or self._least_budget(found) <= budget_bytes:
                 break
         return found
 
     def peak_bytes(self, buffers: WorkingSet) -> int:
         """Predict the most that the job's processes hold together, with the buffers given."""
-        levels = self.levels
-        work = (
+        return self.levels.idle_bytes + max(self._work(buffers), self.levels.inspection_bytes)
+
+    @property
+    def least_bytes(self) -> int:
+        """The smallest budget in which the job can run."""
+        return self._least_budget(self.fit(0))
+
+    def _work(self, buffers: WorkingSet) -> int:
+        return (
             _FIRST_TOUCH_BYTES
             + self.tensors[0] * _BYTES_PER_TENSOR_READ
             + self.tensors[1] * _BYTES_PER_TENSOR_WRITTEN
             + buffers.threads * _BYTES_PER_THREAD
             + buffers.nbytes
         )
-        return levels.idle_bytes + max(work, levels.inspection_bytes)
 
-    @property
-    def least_bytes(self) -> int:
-        """The smallest budget in which the job can run."""
-        return self.peak_bytes(self.fit(0)) + self._margin_bytes
-
-    @property
-    def _margin_bytes(self) -> int:
-        return _MARGIN_BYTES + self.levels.inspection_bytes // _INSPECTION_MARGIN
+    def _least_budget(self, buffers: WorkingSet) -> int:
+        levels = self.levels
+        spread = 0 if levels.is_inspected else levels.inspection_bytes // _INSPECTION_MARGIN
+        work = self._work(buffers) + _MARGIN_BYTES
+        return levels.idle_bytes + max(work, levels.inspection_bytes + spread)
 
 
 def _treatment(target: Target) -> tuple[object, ...]:
