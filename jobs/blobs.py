@@ -5,7 +5,7 @@
       models/<digest>/              meta.json, files/…       appears by one rename
       datasets/<digest>/            meta.json, files/…
       jobs/<id>/spec.json           written before the job is accepted
-      jobs/<id>/work-<token>/       one attempt's scratch folder
+      jobs/<id>/work-<token>/       one attempt's scratch folder, which the next one takes over
       jobs/<id>/artifact-<token>/   a finished attempt's files
       jobs/<id>/result.json         how the job ended: created exclusively, so it exists once
 
@@ -138,11 +138,17 @@ class BlobStore:
         return (name for name in sorted(os.listdir(self.root / "jobs")) if is_job_id(name))
 
     def work_folder(self, job_id: str, token: int) -> Path:
-        """Make one attempt's empty scratch folder and remove those of attempts before it."""
-        for stale in self.job_folder(job_id).glob("work-*"):
-            if int(stale.name.removeprefix("work-")) < token:
-                shutil.rmtree(stale, ignore_errors=True)
+        """Give one attempt's scratch folder: what the last one before it left, or an empty one.
+
+        Attempts before it find theirs no longer.
+        """
         folder = self.job_folder(job_id) / f"work-{token}"
+        tokens = (int(p.name.removeprefix("work-")) for p in folder.parent.glob("work-*"))
+        earlier = sorted(number for number in tokens if number < token)
+        if earlier and not folder.exists():
+            folder.with_name(f"work-{earlier.pop()}").rename(folder)
+        for number in earlier:
+            shutil.rmtree(folder.with_name(f"work-{number}"), ignore_errors=True)
         folder.mkdir(exist_ok=True)
         return folder
 

@@ -24,6 +24,7 @@ from jobs.recipe import parse_recipe
 
 ARTIFACT_NAME = "artifact"
 REPORT_NAME = "report.json"
+JOURNAL_NAME = "journal"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def run(order: Order, pipe: int) -> None:
 def _run(order: Order, on_progress: Any) -> None:  # noqa: ANN401 - passed on as it is
     work = Path(order.work_folder)
     artifact = work / ARTIFACT_NAME
-    artifact.mkdir()
+    # It is there where an attempt before this one was killed.
+    artifact.mkdir(exist_ok=True)
     report = compress(
         Path(order.model_folder),
         artifact,
@@ -89,6 +91,7 @@ def _run(order: Order, on_progress: Any) -> None:  # noqa: ANN401 - passed on as
         device=order.device,
         on_progress=on_progress,
         idle_bytes=order.idle_bytes,
+        journal=work / JOURNAL_NAME,
     )
     (work / REPORT_NAME).write_text(report.model_dump_json())
 

@@ -138,8 +138,9 @@ class Supervisor:
                 is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                 code = "storage_full" if is_full else "internal_error"
                 outcome = Outcome("failed", Problem(code, f"{error.strerror}."))
-            # First: it may be what fills the disk, and the job's end has to be written there.
-            shutil.rmtree(self._blobs.job_folder(job.id) / f"work-{token}", ignore_errors=True)
+            if not _may_go_on(outcome):
+                # First: it may be what fills the disk, and the job's end has to be written there.
+                self._remove_work(job, token)
             if outcome.kind != "done":
                 self._settle(job, token, outcome)
         return outcome
@@ -237,9 +238,14 @@ class Supervisor:
             if state == "queued":
                 ring(self._celery, job.id)
             elif state != "stale":
+                self._remove_work(job, token)
                 publish_end(self._store, self._blobs, job.id)
         elif problem is not None:
             self._end(job, token, "failed", problem)
+
+    def _remove_work(self, job: Job, token: int) -> None:
+        folder = self._blobs.job_folder(job.id) / f"work-{token}"
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _end(self, job: Job, token: int, state: Any, problem: Problem | None) -> None:  # noqa: ANN401
         result = JobResult(
@@ -266,6 +272,13 @@ def choose_device(wanted: str) -> Any:  # noqa: ANN401 - Literal["cpu", "cuda"]
     if wanted != "auto":
         return wanted
     return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+
+
+def _may_go_on(outcome: Outcome) -> bool:
+    """Say whether the next attempt can go on from what this one left, by the engine's journal."""
+    problem = outcome.problem
+    was_killed = problem is not None and problem.code == "runner_died"
+    return outcome.kind in {"drained", "lost"} or was_killed
 
 
 def _about(job: Job, report: Report) -> dict[str, Any]:

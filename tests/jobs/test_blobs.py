@@ -70,13 +70,17 @@ def test_a_result_is_published_once_whoever_tries(blobs, job_id):
     assert files_below(blobs.job_folder(job_id)) == ["result.json", "spec.json"]
 
 
-def test_a_later_attempt_removes_the_scratch_of_earlier_ones(blobs, job_id):
-    (blobs.work_folder(job_id, 3) / "x").write_text("")
+def test_a_later_attempt_takes_over_the_scratch_of_the_last_one_before_it(blobs, job_id):
+    for token in (3, 10, 9):
+        # As if none had known of the others.
+        folder = blobs.job_folder(job_id) / f"work-{token}"
+        folder.mkdir()
+        (folder / str(token)).write_text("")
 
-    folder = blobs.work_folder(job_id, 7)
+    folder = blobs.work_folder(job_id, 12)
 
-    assert [path.name for path in blobs.job_folder(job_id).glob("work-*")] == ["work-7"]
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in blobs.job_folder(job_id).glob("work-*")] == ["work-12"]
+    assert [path.name for path in folder.iterdir()] == ["10"]
 
 
 def test_an_earlier_attempt_leaves_the_scratch_of_later_ones_alone(blobs, job_id):

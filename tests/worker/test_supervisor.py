@@ -1,4 +1,5 @@
 import errno
+import filecmp
 import hashlib
 import json
 import os
@@ -9,9 +10,11 @@ from pathlib import Path
 import psutil
 from safetensors.numpy import load_file
 
+from engine.pipeline import compress
 from jobs.blobs import BlobStore
 from jobs.job import JobResult
 from jobs.levels import publish_levels, read_levels
+from jobs.recipe import parse_recipe
 from worker.checksums import Checksums
 from worker.collect import collect_artifact
 from worker.supervisor import Supervisor, choose_device
@@ -123,6 +126,39 @@ def test_a_killed_runner_is_tried_again_and_gives_the_same_bytes(workshop):
     assert job.artifact == undisturbed.artifact
 
 
+def journalled(workshop, job_id: str, lines: int) -> None:
+    """Wait until a job's journal has so many lines."""
+    journals = workshop.blobs.job_folder(job_id).glob
+    while not any(path.read_bytes().count(b"\n") >= lines for path in journals("work-*/journal")):
+        pass
+
+
+def test_the_attempt_after_a_killed_one_goes_on_where_that_was(workshop, tmp_path):
+    model = workshop.large_model()
+    job_id = workshop.submit(model)
+
+    def kill(runner):
+        journalled(workshop, job_id, lines=4)
+        runner.kill()
+
+    workshop.while_running(job_id, kill)
+    [left] = workshop.blobs.job_folder(job_id).glob("work-*")
+    workshop.supervisor.run(job_id)
+
+    job = workshop.store.get(job_id)
+    assert (job.state, job.attempt) == ("succeeded", 2), job.failure
+    # A line says which job it is, each other comes after 16 chunks of half a MiB.
+    assert workshop.blobs.report(job_id)["resumed"]["bytes_skipped"] >= 3 * 8 * 1024**2
+    assert not left.exists()
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    files = workshop.blobs.files("models", model.removeprefix("mdl_"))
+    compress(files, whole, parse_recipe(INT8), on_progress=lambda _: None)
+    for path in whole.iterdir():
+        resumed = workshop.blobs.artifact_folder(job_id) / path.name
+        assert filecmp.cmp(path, resumed, shallow=False), path.name
+
+
 def test_a_runner_that_always_dies_fails_the_job_after_three_attempts(workshop):
     job_id = workshop.submit(workshop.large_model())
 
@@ -133,6 +169,7 @@ def test_a_runner_that_always_dies_fails_the_job_after_three_attempts(workshop):
     job = workshop.store.get(job_id)
     assert (job.state, job.attempt, job.failure["code"]) == ("failed", 3, "runner_died")
     assert job.failure["detail"] == "The runner was killed by SIGSEGV."
+    assert only_essentials(workshop.blobs, job_id) == {"result.json", "spec.json"}
     assert workshop.blobs.read_result(job_id).failure == job.failure
 
 
@@ -198,12 +235,19 @@ def test_a_worker_that_is_shut_down_gives_its_job_back_uncounted(workshop):
     reading, writing = os.pipe()
     workshop.supervisor._drain = reading
 
-    workshop.while_running(job_id, lambda _: os.write(writing, b"!"))
+    def shut_down(_):
+        journalled(workshop, job_id, lines=2)
+        os.write(writing, b"!")
+
+    workshop.while_running(job_id, shut_down)
     os.close(reading)
     os.close(writing)
 
     job = workshop.store.get(job_id)
     assert (job.state, job.attempt, job.attempts[0].reason) == ("queued", 0, "drained")
+    workshop.supervisor._drain = None
+    workshop.supervisor.run(job_id)
+    assert workshop.blobs.report(job_id)["resumed"]["bytes_skipped"] > 0
 
 
 def test_a_job_taken_by_another_worker_is_let_go(workshop):
