@@ -105,11 +105,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     paths = sorted(folder.glob("*.safetensors"))
     checkpoint = assemble(
         tuple(Shard(path.name, _read(path)) for path in paths),
-        _read_json(folder / "config.json", "invalid_config"),
+        read_json(folder / "config.json", "invalid_config"),
         _other_files(folder, {path.name for path in paths}),
         folder,
     )
-    index = _read_json(folder / INDEX_NAME, "invalid_checkpoint")
+    index = read_json(folder / INDEX_NAME, "invalid_checkpoint")
     if index is not None:
         _check_index(index, checkpoint.shards)
     elif len(paths) > 1:
@@ -183,7 +183,19 @@ def _refuse_shared_names(shards: tuple[Shard, ...]) -> None:
             home[tensor.name] = shard.name
 
 
-def _read_json(path: Path, code: str) -> dict[str, Any] | None:
+def read_json(path: Path, code: str) -> dict[str, Any] | None:
+    """Read a JSON object of a checkpoint.
+
+    Args:
+        path: The file.
+        code: The problem's code where it cannot be read.
+
+    Returns:
+        Its members, or None where there is no such file.
+
+    Raises:
+        Problem: It is larger than `MAX_JSON_BYTES`, or no JSON object.
+    """
     if not path.exists():
         return None
     if path.stat().st_size > MAX_JSON_BYTES:

@@ -65,8 +65,8 @@ class Memory(_Value):
         None, description="What the plan said of `measured_peak_bytes` before the model was read."
     )
     measured_peak_bytes: Bytes = Field(
-        description="The most that the job's processes held together: the larger of the runner's "
-        "resident peak and of the idle runner with its inspection."
+        description="The most that the job's processes held together: the largest of the runner's "
+        "resident peak, of the idle runner with its inspection, and of the verifying process."
     )
     added_anonymous_bytes: Bytes = Field(
         description="Peak anonymous memory above the idle level: what this job cost."
@@ -156,6 +156,23 @@ class Resumed(_Value):
     )
 
 
+class Verification(_Value):
+    """What a process of its own compared with the model before the job succeeded.
+
+    Every tensor is in the artifact, with the dtype, shape and place that loaders expect. In the
+    rows that were looked at, int8 values lie within half a step of the weights, pruned weights are
+    0, and all others have the bits they had.
+    """
+
+    tensors: Count = Field(description="Tensors of the model; all of them were looked at.")
+    rows: Count = Field(description="Rows of them that were read, or parts of very long ones.")
+    max_error_steps: float | None = Field(
+        description="Largest rounding difference in units of the scale; None where nothing is int8."
+    )
+    seconds: Seconds
+    peak_bytes: Bytes = Field(description="Resident peak of that process.")
+
+
 class Report(_Value):
     """Everything measured about one job."""
 
@@ -177,7 +194,23 @@ class Report(_Value):
         description="None where one attempt did it all. The bytes of steps and the errors of "
         "tensors are those of the whole job however many attempts it took.",
     )
+    verification: Verification | None = Field(
+        None, description="What was verified; None where the artifact did not pass."
+    )
     versions: dict[str, str] = Field(
         description="What the job ran with; transformers only where it has a config, with "
         "`(table)` where the table of architectures made from it was enough."
     )
+
+    def verified(self, verification: Verification) -> "Report":
+        """Give the report of the same job with what was verified, and with what that took."""
+        memory = self.memory
+        peak = max(memory.measured_peak_bytes, verification.peak_bytes)
+        budget = memory.budget_bytes
+        measured = {
+            "measured_peak_bytes": peak,
+            "headroom_bytes": None if budget is None else budget - peak,
+        }
+        return self.model_copy(
+            update={"verification": verification, "memory": memory.model_copy(update=measured)}
+        )

@@ -1,4 +1,4 @@
-"""One attempt at a job: watch its runner, enforce its limits, say how it ended.
+"""One attempt at a job: watch its runners, enforce its limits, say how it ended.
 
 Nothing here decides what an end means for the job; that is `worker.supervisor`.
 """
@@ -7,7 +7,7 @@ import select
 import signal
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.job import Progress
@@ -25,7 +25,7 @@ class Outcome:
     """How an attempt ended.
 
     Attributes:
-        kind: `done`: the runner left an artifact and a report; `failed`: `problem` says why;
+        kind: `done`: the runner left what it was to make; `failed`: `problem` says why;
             `cancelled`: the client asked for it; `drained`: the worker is being shut down;
             `lost`: the job may be another worker's by now.
         problem: Why it failed.
@@ -41,11 +41,13 @@ class Limits:
 
     Attributes:
         runtime_seconds: Wall clock.
-        host_memory_bytes: Resident memory of the runner and what it starts, or None.
+        host_memory_bytes: Resident memory of a runner and what it starts, or None.
+        started: When the attempt began, in the seconds of `time.monotonic`.
     """
 
     runtime_seconds: float
     host_memory_bytes: int | None
+    started: float = field(default_factory=time.monotonic)
 
 
 def watch(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> Outcome:
@@ -94,7 +96,7 @@ def interruption(lease: Lease, drain: int | None) -> Outcome | None:
 
 
 def _follow(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> Outcome:
-    deadline = time.monotonic() + limits.runtime_seconds
+    deadline = limits.started + limits.runtime_seconds
     look = _MEMORY_LOOK_SECONDS if limits.host_memory_bytes else _LOOK_SECONDS
     wake = [lease.fileno()] if drain is None else [lease.fileno(), drain]
     pace = Pace()

@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from blake3 import blake3
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from jobs.durable_files import fsync, write_json
 from jobs.job import Artifact, ArtifactFile
 from jobs.problems import Problem
-from jobs.report import Report
+from jobs.report import Report, Verification
 from jobs.safetensors_header import read_header
 
 MANIFEST_NAME = "manifest.json"
@@ -28,6 +28,7 @@ INLINE_SHA256_BYTES = 16 * 1024**2
 _READ_BYTES = 4 * 1024**2
 
 Check = Callable[[], None]
+Value = TypeVar("Value", Report, Verification)
 
 
 def collect_artifact(folder: Path, about: dict[str, Any], check: Check) -> Artifact:
@@ -35,7 +36,7 @@ def collect_artifact(folder: Path, about: dict[str, Any], check: Check) -> Artif
 
     Args:
         folder: The files.
-        about: What the manifest says beside the files: model, recipe, versions. Nothing that
+        about: What the manifest says beside the files: model, recipe, engine. Nothing that
             differs between two runs of the same job, so that equal jobs give equal artifacts.
         check: Called between pieces; raises to stop.
 
@@ -75,16 +76,33 @@ def read_report(path: Path) -> Report:
     Raises:
         Problem: `invalid_artifact`: there is none, or it is not a report.
     """
+    return _read(path, Report)
+
+
+def read_verification(path: Path) -> Verification:
+    """Read what a verifying runner left.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it found, checked against its schema.
+
+    Raises:
+        Problem: `invalid_artifact`: there is none, or it is something else.
+    """
+    return _read(path, Verification)
+
+
+def _read(path: Path, kind: type[Value]) -> Value:
     try:
         if path.stat(follow_symlinks=False).st_size > MAX_REPORT_BYTES:
             raise Problem(
-                "invalid_artifact", f"The report is larger than {MAX_REPORT_BYTES} bytes."
+                "invalid_artifact", f"{path.name} is larger than {MAX_REPORT_BYTES} bytes."
             )
-        return Report.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise Problem(
-            "invalid_artifact", f"The runner's report cannot be read: {error}."
-        ) from error
+        raise Problem("invalid_artifact", f"{path.name} cannot be read: {error}.") from error
 
 
 def sha256(path: Path) -> str:

@@ -1,11 +1,11 @@
-"""The runner: the fresh process that does one job and dies.
+"""The runner: the fresh process that does one job, or verifies what another one did, and dies.
 
 It is forked from the warm template (`worker.template`), holds no connection to anything, and talks
 to its supervisor through one pipe: a JSON line per message.
 
     {"progress": {...}}         any number of times
     {"problem": {...}}          the job failed for a reason that the catalogue names
-    {"done": true}              the artifact and report.json are in the work folder
+    {"done": true}              what it was to make is in the work folder
 """
 
 import errno
@@ -14,17 +14,23 @@ import os
 import resource
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from engine.pipeline import Progress, compress
+from engine.verification import verify
 from jobs.problems import Problem
 from jobs.recipe import parse_recipe
+from jobs.report import Report
 
 ARTIFACT_NAME = "artifact"
 REPORT_NAME = "report.json"
 JOURNAL_NAME = "journal"
+VERIFICATION_NAME = "verification.json"
+
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Order:
         recipe: The recipe as plain values.
         device: Where to compute.
         idle_bytes: What the plan took an idle runner to hold; None where there was no plan.
+        task: `compress` makes an artifact and a report; `verify` compares both with the model.
     """
 
     model_folder: str
@@ -44,6 +51,7 @@ class Order:
     recipe: dict[str, Any]
     device: Literal["cpu", "cuda"]
     idle_bytes: int | None = None
+    task: Literal["compress", "verify"] = "compress"
 
 
 def run(order: Order, pipe: int) -> None:
@@ -59,7 +67,7 @@ def run(order: Order, pipe: int) -> None:
         _send(pipe, {"progress": asdict(progress)})
 
     try:
-        _run(order, on_progress)
+        _TASKS[order.task](order, on_progress)
     except Problem as problem:
         _send(pipe, {"problem": problem.to_dict()})
     except MemoryError:
@@ -79,7 +87,7 @@ def run(order: Order, pipe: int) -> None:
         _send(pipe, {"done": True})
 
 
-def _run(order: Order, on_progress: Any) -> None:  # noqa: ANN401 - passed on as it is
+def _compress(order: Order, on_progress: OnProgress) -> None:
     work = Path(order.work_folder)
     artifact = work / ARTIFACT_NAME
     # It is there where an attempt before this one was killed.
@@ -94,6 +102,21 @@ def _run(order: Order, on_progress: Any) -> None:  # noqa: ANN401 - passed on as
         journal=work / JOURNAL_NAME,
     )
     (work / REPORT_NAME).write_text(report.model_dump_json())
+
+
+def _verify(order: Order, on_progress: OnProgress) -> None:
+    work = Path(order.work_folder)
+    verification = verify(
+        Path(order.model_folder),
+        work / ARTIFACT_NAME,
+        parse_recipe(order.recipe),
+        Report.model_validate_json((work / REPORT_NAME).read_bytes()),
+        on_progress=on_progress,
+    )
+    (work / VERIFICATION_NAME).write_text(verification.model_dump_json())
+
+
+_TASKS = {"compress": _compress, "verify": _verify}
 
 
 def _out_of_memory() -> Problem:

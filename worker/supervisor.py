@@ -2,7 +2,7 @@
 
 Trusted, and the only part of the worker that holds Redis. What each end of an attempt means:
 
-    done       publish the artifact, then the result, then tell Redis: succeeded
+    done       verified too: publish the artifact, then the result, then tell Redis: succeeded
     failed     a problem that will not go away: failed; one that may: back to the queue, counted
     cancelled  cancelled
     drained    back to the queue, not counted
@@ -30,6 +30,7 @@ from jobs.levels import publish_levels, read_levels
 from jobs.problems import Problem
 from jobs.queue import ring
 from jobs.reaper import publish_end
+from jobs.recipe import Budget
 from jobs.report import Report
 from jobs.settings import Settings
 from jobs.store import JobStore
@@ -38,9 +39,9 @@ from planning.memory_model import DEFAULT_LEVELS
 from planning.working_set import MOST_THREADS
 from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
-from worker.collect import collect_artifact, read_report
+from worker.collect import collect_artifact, read_report, read_verification
 from worker.lease import Lease
-from worker.runner import ARTIFACT_NAME, REPORT_NAME, Order
+from worker.runner import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME, Order
 from worker.runner_process import Runner, Template, TemplateDiedError
 
 _log = structlog.get_logger(__name__)
@@ -159,18 +160,23 @@ class Supervisor:
             device=self._device,
             idle_bytes=levels.idle_bytes,
         )
-        budget = job.recipe.budget
-        limits = Limits(
-            runtime_seconds=min(
-                budget.runtime or self._settings.max_runtime_seconds,
-                self._settings.max_runtime_seconds,
-            ),
-            host_memory_bytes=budget.host_memory,
-        )
+        runner = self._start_runner(order)
+        limits = self._limits(job.recipe.budget)
+        outcome = watch(runner, lease, limits, self._drain)
+        if outcome.kind != "done":
+            return outcome
+        report = read_report(work / REPORT_NAME)
+        # A second process, which knows nothing of the first but what that left on the disk.
+        order = replace(order, task="verify")
         outcome = watch(self._start_runner(order), lease, limits, self._drain)
         if outcome.kind == "done":
-            self._deliver(job, token, work, lease)
+            verification = read_verification(work / VERIFICATION_NAME)
+            self._deliver(job, token, work, lease, report.verified(verification))
         return outcome
+
+    def _limits(self, budget: Budget) -> Limits:
+        most = self._settings.max_runtime_seconds
+        return Limits(min(budget.runtime or most, most), budget.host_memory)
 
     def _start_runner(self, order: Order) -> Runner:
         try:
@@ -184,13 +190,12 @@ class Supervisor:
         except TemplateDiedError as error:
             raise Problem("runner_died", f"No runner could be started: {error}.") from error
 
-    def _deliver(self, job: Job, token: int, work: Path, lease: Lease) -> None:
+    def _deliver(self, job: Job, token: int, work: Path, lease: Lease, report: Report) -> None:
         def check() -> None:
             stopped = interruption(lease, self._drain)
             if stopped is not None:
                 raise _Stopped(stopped)
 
-        report = read_report(work / REPORT_NAME)
         artifact = collect_artifact(work / ARTIFACT_NAME, _about(job, report), check)
         renewal = self._store.renew(job.id, token)
         if not renewal.held:

@@ -1,0 +1,137 @@
+"""Places in tensors, chosen by the tensors' names alone, and the files in which they are read."""
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.checkpoint import Checkpoint
+from jobs.problems import Problem
+
+Values = npt.NDArray[np.float64]
+
+#: How many values of a row are looked at in one place; a multiple of the 4 that an int32 holds.
+WINDOW = 8192
+_MOST_PLACES = 16
+_FEWEST_PLACES = 3
+#: Places of a model with so many tensors that each gets few.
+_PLACES_OF_ALL = 32_768
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A part of a row.
+
+    Attributes:
+        row: Which row.
+        start: The first of its values, a multiple of `WINDOW`.
+        stop: The value behind its last.
+    """
+
+    row: int
+    start: int
+    stop: int
+
+
+def choose_places(name: str, rows: int, columns: int, tensors: int) -> list[Place]:
+    """Choose what is looked at: both ends of a tensor and places between them.
+
+    Args:
+        name: The tensor's name, which seeds the choice.
+        rows: How many rows it has.
+        columns: How many values a row has.
+        tensors: How many tensors the model has; the more, the fewer places each gets.
+
+    Returns:
+        Different places in order, none in an empty tensor; the same for equal arguments, whatever
+        is in the tensor.
+    """
+    if not rows * columns:
+        return []
+    count = max(_FEWEST_PLACES, min(_MOST_PLACES, _PLACES_OF_ALL // tensors)) - 2
+    windows = -(-columns // WINDOW)
+    random = np.random.default_rng([*name.encode()])
+    drawn = zip(random.integers(0, rows, count), random.integers(0, windows, count), strict=True)
+    chosen = {(0, 0), (rows - 1, windows - 1), *((int(row), int(window)) for row, window in drawn)}
+    return [
+        Place(row, window * WINDOW, min(columns, (window + 1) * WINDOW))
+        for row, window in sorted(chosen)
+    ]
+
+
+class TensorFiles:
+    """The files of a checkpoint, open for reading parts of tensors; a context that closes them.
+
+    Args:
+        checkpoint: The checkpoint.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._starts: dict[str, tuple[int, int]] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        for shard in self._checkpoint.shards:
+            path = self._checkpoint.folder / shard.name
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._stack.callback(os.close, file)
+            for tensor in shard.header.tensors:
+                self._starts[tensor.name] = file, shard.header.data_start + tensor.start
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def read(self, name: str, first: int, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Read consecutive elements of a tensor.
+
+        Args:
+            name: The tensor.
+            first: The first of them, as the tensor's bytes are cut into `dtype`.
+            count: How many.
+            dtype: What they are read as.
+
+        Returns:
+            The elements.
+
+        Raises:
+            Problem: `invalid_artifact`: the file ended early.
+        """
+        file, start = self._starts[name]
+        elements = np.empty(count, dtype)
+        read = os.preadv(file, [elements.data], start + first * elements.itemsize)
+        if read != elements.nbytes:
+            raise Problem(
+                "invalid_artifact",
+                f"The file ended inside tensor {name!r}.",
+                extra={"tensor": name},
+            )
+        return elements
+
+    def read_floats(self, name: str, first: int, count: int, dtype: str) -> Values:
+        """Read consecutive values of a tensor.
+
+        Args:
+            name: The tensor.
+            first: The first of them.
+            count: How many.
+            dtype: Its dtype in the header: BF16, F16 or F32.
+
+        Returns:
+            The values, exact.
+        """
+        if dtype == "BF16":
+            patterns = self.read(name, first, count, np.uint16).astype(np.uint32) << 16
+            return patterns.view(np.float32).astype(np.float64)
+        kind = {"F16": np.float16, "F32": np.float32}[dtype]
+        return self.read(name, first, count, kind).astype(np.float64)
