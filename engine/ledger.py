@@ -1,5 +1,6 @@
 """What is counted while a job runs, for its report."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,11 @@ class TensorEntry:
     squared_error: float = 0.0
     squares: float = 0.0
     max_error_steps: float = 0.0
+
+    @property
+    def relative_rmse(self) -> float:
+        """Root mean square of the differences over that of what came in; 0 where that is 0."""
+        return math.sqrt(self.squared_error / self.squares) if self.squares else 0.0
 
 
 def count_planned(plan: Plan, entries: Sequence[StepEntry]) -> None:

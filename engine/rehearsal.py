@@ -4,7 +4,6 @@ Only the rounding counts: its error is taken relative to the weight as pruning l
 what pruning takes away is lost whether a weight stays float or not.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from engine.ledger import StepEntry, TensorEntry
 from engine.looks import Look, Seen
 from engine.progress import Progress, Ticker
 from engine.pruning import Pruning
-from engine.relays import Relay
+from engine.relays import Relays
 from engine.rounding import round_chunk
 from engine.rounding_kernels import TALLIES
 from engine.source import Source
@@ -103,7 +102,7 @@ def rehearse(
     benches = [Workbench(buffers.per_thread, ProcessorKernels()) for _ in range(buffers.threads)]
     Crew(benches, bell).run(_trials(targets, pruning, found, entries, ticker))
     return {
-        target.name: _relative_rmse(found[target.name])
+        target.name: found[target.name].relative_rmse
         for target in targets
         if target.scheme is not None
     }
@@ -116,15 +115,11 @@ def _trials(
     entries: Sequence[StepEntry],
     ticker: Ticker,
 ) -> Iterator[Task]:
-    totals: dict[int, Relay[int]] = {}
+    totals: Relays = {}
     for target in targets:
         make = partial(_Trial, found[target.name], entries[-1], ticker)
         # Those that stay float are looked at too: global steps count along all of them.
         yield from pruning.look_at(target, len(entries), totals, make, with_peaks=True)
-
-
-def _relative_rmse(entry: TensorEntry) -> float:
-    return math.sqrt(entry.squared_error / entry.squares) if entry.squares else 0.0
 
 
 @dataclass(frozen=True)

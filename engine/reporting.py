@@ -1,6 +1,5 @@
 """Puts a job's measurements together into its report."""
 
-import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -135,6 +134,6 @@ def _tensor(placement: Placement, entry: TensorEntry) -> TensorReport:
             bytes=sum(output.nbytes for output in placement.outputs.values()),
             sparsity=entry.zeros_after / elements,
         ),
-        relative_rmse=math.sqrt(entry.squared_error / entry.squares) if entry.squares else 0.0,
+        relative_rmse=entry.relative_rmse,
         max_error_steps=entry.max_error_steps if is_quantized else None,
     )

@@ -25,13 +25,15 @@ def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group
 
     Returns:
         What rich can print: the sizes, the memory, the steps, the tensors with the largest error
-        first, what was skipped, and the loaders.
+        first, those that gain most as floats, what was skipped, and the loaders.
     """
     tables: list[Table] = []
     if report.get("steps"):
         tables.append(_steps(report["steps"]))
     if report.get("tensors"):
         tables.append(_tensors(report["tensors"], all_tensors=all_tensors))
+    if report.get("sensitivity"):
+        tables.append(_sensitivity(report["sensitivity"], all_tensors=all_tensors))
     if report.get("skipped"):
         tables.append(_skipped(report["skipped"]))
     if report.get("loaders"):
@@ -93,6 +95,21 @@ def _tensors(tensors: list[dict[str, Any]], *, all_tensors: bool) -> Table:
             f"{_size(before.get('bytes'))} -> {_size(after.get('bytes'))}",
             f"{after.get('sparsity') or 0.0:.1%}",
             f"{tensor.get('relative_rmse') or 0.0:.5f}",
+        )
+    return table
+
+
+def _sensitivity(ranked: list[dict[str, Any]], *, all_tensors: bool) -> Table:
+    shown = ranked if all_tensors else ranked[:WORST_TENSORS]
+    kept = sum(one.get("kept_float", False) for one in ranked)
+    title = f"Sensitivity, {len(shown)} of {len(ranked)}, {kept} float"
+    table = _table(title, "tensor", "relative RMSE>", "saves>", "becomes")
+    for one in shown:
+        table.add_row(
+            _text(one.get("name", "")),
+            f"{one.get('relative_rmse') or 0.0:.5f}",
+            _size(one.get("saved_bytes")),
+            "float" if one.get("kept_float") else "int8",
         )
     return table
 

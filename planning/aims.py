@@ -32,6 +32,9 @@ class Settled:
 def settle(plan: Plan, kinds: ModuleKinds | None, errors: Mapping[str, float]) -> Settled:
     """Decide what stays float.
 
+    The reasons that the report gives are few, so that it can count by them; what each weight would
+    have lost stands beside them in `sensitivity`.
+
     Args:
         plan: The plan that quantizes all it can, of a recipe whose quantize step aims.
         kinds: The model's modules.
@@ -79,11 +82,11 @@ def refuse_target(plan: Plan, pointer: str = "") -> None:
         extra = {"target_bytes": target, "smallest_bytes": smallest}
         errors = [Detail(place, "target_unreachable", detail)]
         raise Problem("target_unreachable", detail, errors=errors, extra=extra)
-    quantized = sum(target.scheme is not None for target in plan.selection.targets.values())
-    if target >= _most_bytes(plan) and quantized == sum(map(len, plan.selection.units)):
+    free = sum(map(len, plan.selection.units))
+    if target >= _most_bytes(plan) and free == len(_saved_bytes(plan)):
         detail = (
             f"target_bytes is {target}, which has room for every weight as it is, so the quantize "
-            f"step would change no tensor. Give a target below {_most_bytes(plan)}."
+            f"step would change no tensor. Give a target well below {_most_bytes(plan)}."
         )
         raise Problem("nothing_changed", detail, errors=[Detail(place, "nothing_changed", detail)])
 
@@ -129,14 +132,14 @@ def _above_limit(plan: Plan, errors: Mapping[str, float]) -> dict[str, str]:
     step = plan.recipe.aimed_step
     limit = math.inf if step is None else step.max_relative_rmse or math.inf
     kept = {
-        name: f"Kept float: {_loss(error)}, above max_relative_rmse."
+        name: "Rounding would change it by more than max_relative_rmse."
         for name, error in errors.items()
         if error > limit
     }
     for names in plan.selection.units:
         above = next((name for name in names if name in kept), None)
         for name in names if above else ():
-            kept.setdefault(name, f"Kept float with {above}, which loaders take together with it.")
+            kept.setdefault(name, f"Loaders take it together with {above}, which stays float.")
     return kept
 
 
@@ -155,8 +158,8 @@ def _fill(
         names = _names(keep_float(units, target - plan.artifact_bytes, slack))
         if not names:
             break
-        reasons = {n: f"Kept float to meet target_bytes: {_loss(errors[n])}." for n in names}
-        made = make_plan(plan.checkpoint, kinds, plan.recipe, {**kept, **reasons})
+        reasons = {**kept, **dict.fromkeys(names, "It stays float to meet target_bytes.")}
+        made = make_plan(plan.checkpoint, kinds, plan.recipe, reasons)
         unused = target - made.artifact_bytes
         # In headers and texts too a float weight takes another number of bytes than an int8 one.
         added = made.artifact_bytes - plan.artifact_bytes - sum(saved[name] for name in names)
@@ -176,10 +179,6 @@ def _names(units: list[Unit]) -> list[str]:
 def _squares(errors: Mapping[str, float]) -> dict[str, float]:
     """Square the errors, to the digits that do not depend on the order of a sum."""
     return {name: float(f"{error * error:.6g}") for name, error in errors.items()}
-
-
-def _loss(error: float) -> str:
-    return f"rounding would change it by {100 * error:.3g} % (relative RMSE)"
 
 
 def _rank(plan: Plan, settled: Plan, errors: Mapping[str, float]) -> tuple[Sensitivity, ...]:

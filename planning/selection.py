@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
@@ -13,6 +12,7 @@ from planning.candidates import Candidate, find_candidates
 from planning.groups import find_units, leave_split_groups, refuse_float_merges
 from planning.matrices import Matrix, pruned_count
 from planning.module_kinds import ModuleKinds
+from planning.reasons import reason_against
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def select(
     quantized: set[str] = set()
     units: tuple[tuple[str, ...], ...] = ()
     for index, step in enumerate(recipe.steps):
-        reasons = {c.weight.name: _reason(c, step, output_format) for c in candidates}
+        reasons = {c.weight.name: reason_against(c, step, output_format) for c in candidates}
         if isinstance(step, QuantizeStep):
             rounding = step
             reasons = {name: r or (keep_float or {}).get(name) for name, r in reasons.items()}
@@ -182,81 +182,6 @@ def _matrices(chosen: list[Candidate], step: PruneStep) -> list[Matrix]:
     if step.scope == "row":
         return [m for m in matrices if pruned_count(sparsity, m.inputs)]
     return [m for m in matrices if pruned_count(sparsity, m.tensor.elements)]
-
-
-def _reason(candidate: Candidate, step: PruneStep | QuantizeStep, output: str) -> str | None:
-    """Say why a step leaves a candidate alone; None where it does not."""
-    if any(fnmatchcase(candidate.module, pattern) for pattern in step.exclude):
-        return "An exclude pattern of the recipe names it."
-    is_named = False
-    if step.include is not None:
-        is_named = any(fnmatchcase(candidate.module, pattern) for pattern in step.include)
-        if not is_named:
-            return "No include pattern of the recipe names it."
-    if candidate.unsupported is not None:
-        return candidate.unsupported
-    against = (
-        _reason_against_quantizing(candidate, step, output)
-        if isinstance(step, QuantizeStep)
-        else _reason_against_pruning(candidate, step)
-    )
-    if against is None and candidate.left_by_default is not None and not is_named:
-        return f"{candidate.left_by_default}; an include pattern that names it selects it."
-    return against
-
-
-def _reason_against_quantizing(candidate: Candidate, step: QuantizeStep, output: str) -> str | None:
-    if candidate.tied_to is not None:
-        return f"It is tied to {candidate.tied_to}, and tied weights stay float."
-    if candidate.kind == "Embedding":
-        return "Embeddings are looked up by row and stay float."
-    against = _reason_against_grouping(candidate, step.group_size)
-    if against is None and output == "compressed-tensors":
-        return _reason_against_packing(candidate, step.scheme)
-    return against
-
-
-def _reason_against_grouping(candidate: Candidate, group_size: int | None) -> str | None:
-    matrix = candidate.matrices[0]
-    if group_size is None:
-        return None
-    if matrix.is_transposed:
-        return f"Groups of {group_size} inputs lie across the rows of a {candidate.kind}."
-    if matrix.inputs % group_size:
-        return f"Its {matrix.inputs} inputs are not divisible into groups of {group_size}."
-    return None
-
-
-def _reason_against_packing(candidate: Candidate, scheme: str) -> str | None:
-    if candidate.kind != "Linear":
-        return (
-            f"compressed-tensors quantizes Linear modules, and this is a {candidate.kind}; "
-            "output.format safetensors quantizes it."
-        )
-    if candidate.is_stacked:
-        return None if scheme == "w8a16" else "transformers stacks experts from w8a16 only."
-    if candidate.is_merged:
-        return "transformers makes it into other tensors while loading, from floats only."
-    if candidate.model_module is None:
-        return "The installed transformers' model has no module of this name."
-    if candidate.is_named and scheme == "w8a16":
-        return (
-            "The installed transformers' model cannot open it packed; scheme w8a8 or output.format "
-            "safetensors quantizes it."
-        )
-    return None
-
-
-def _reason_against_pruning(candidate: Candidate, step: PruneStep) -> str | None:
-    if candidate.is_stored_twice:
-        return f"It is tied to {candidate.tied_to}, and both are stored: they must stay equal."
-    if step.structure != "unstructured":
-        group = int(step.structure[-1])
-        matrix = candidate.matrices[0]
-        inputs = matrix.inputs // matrix.positions
-        if inputs % group:
-            return f"Its {inputs} inputs are not divisible into groups of {group}."
-    return None
 
 
 def _explain(

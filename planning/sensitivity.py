@@ -7,8 +7,14 @@ filled by exchanges, because a target is to be met, not merely kept.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+Sizes = tuple[int, ...]
+
+#: With more sizes than these, exchanging single units comes near enough.
+_FEW_SIZES = 12
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,9 @@ def keep_float(units: Sequence[Unit], room_bytes: int, slack_bytes: int = 0) -> 
         slack_bytes: How many of them may stay unused without an exchange.
 
     Returns:
-        The chosen units: the densest that fit, then single ones exchanged for larger ones until at
-        most `slack_bytes` are unused or no exchange uses more. Their `saved_bytes` sum to at most
+        The chosen units: the densest that fit, then one exchanged for a larger one until at most
+        `slack_bytes` are unused or no exchange uses more; where there are few sizes, up to two for
+        up to two. Their `saved_bytes` sum to at most
         `room_bytes`, and no unit that was not chosen would fit as well. Equal input, equal choice.
     """
     chosen: dict[int, list[Unit]] = defaultdict(list)
@@ -80,11 +87,15 @@ def keep_float(units: Sequence[Unit], room_bytes: int, slack_bytes: int = 0) -> 
         exchange = _best_exchange(chosen, left, room_bytes, slack_bytes)
         if exchange is None:
             break
-        out, into = exchange
         # Of one size the least dense goes and the densest comes, so both lists stay sorted.
-        left[out].insert(0, chosen[out].pop())
-        chosen[into].append(left[into].pop(0))
-        room_bytes -= into - out
+        out, into = exchange
+        going = [chosen[size].pop() for size in out]
+        coming = [left[size].pop(0) for size in into]
+        for unit in going:
+            left[unit.saved_bytes].insert(0, unit)
+        for unit in coming:
+            chosen[unit.saved_bytes].append(unit)
+        room_bytes -= sum(into) - sum(out)
     return [unit for same_size in chosen.values() for unit in same_size]
 
 
@@ -93,15 +104,35 @@ def _best_exchange(
     left: Mapping[int, list[Unit]],
     room_bytes: int,
     slack_bytes: int,
-) -> tuple[int, int] | None:
+) -> tuple[Sizes, Sizes] | None:
     """Find the sizes to exchange: what leaves the least beyond the slack, then the least error."""
-    best: tuple[tuple[int, float], tuple[int, int]] | None = None
-    for out, going in chosen.items():
-        for into, coming in left.items():
-            if not (going and coming and out < into <= out + room_bytes):
+    most = 2 if len({*chosen, *left}) <= _FEW_SIZES else 1
+    offers = [(into, sum(into), _error(left, into)) for into in _picks(left, most)]
+    best: tuple[tuple[int, float], tuple[Sizes, Sizes]] | None = None
+    for out in _picks(chosen, most):
+        nbytes, lost = sum(out), _error(chosen, out, is_from_end=True)
+        for into, bytes_in, won in offers:
+            more = bytes_in - nbytes
+            if not 0 < more <= room_bytes:
                 continue
-            beyond = max(0, room_bytes - (into - out) - slack_bytes)
-            lost = going[-1].relative_squared_error - coming[0].relative_squared_error
-            if best is None or (beyond, lost) < best[0]:
-                best = (beyond, lost), (out, into)
+            found = max(0, room_bytes - more - slack_bytes), lost - won
+            if best is None or found < best[0]:
+                best = found, (out, into)
     return best[1] if best is not None else None
+
+
+def _picks(units: Mapping[int, list[Unit]], most: int) -> Iterator[Sizes]:
+    """Yield the sizes of one unit, or of several up to `most`, as far as there are any."""
+    sizes = sorted(size for size, same_size in units.items() if same_size)
+    for count in range(1, most + 1):
+        for pick in combinations_with_replacement(sizes, count):
+            if all(pick.count(size) <= len(units[size]) for size in pick):
+                yield pick
+
+
+def _error(units: Mapping[int, list[Unit]], pick: Sizes, *, is_from_end: bool = False) -> float:
+    places = [pick[:i].count(size) for i, size in enumerate(pick)]
+    return sum(
+        units[size][-1 - place if is_from_end else place].relative_squared_error
+        for size, place in zip(pick, places, strict=True)
+    )

@@ -65,7 +65,13 @@ def draw(report: Report) -> Page:
     Returns:
         The page's content.
     """
-    charts = (_sizes(report), _memory(report), _seconds(report), _errors(report))
+    charts = (
+        _sizes(report),
+        _memory(report),
+        _seconds(report),
+        _errors(report),
+        _sensitivity(report),
+    )
     return Page(_figures(report), tuple(chart for chart in charts if chart.bars), report)
 
 
@@ -141,6 +147,18 @@ def _errors(report: Report) -> Chart:
     rows = [(tensor.name, tensor.relative_rmse, "after") for tensor in worst]
     note = f"Relative root mean square error; the {len(rows)} largest of {len(report.tensors)}."
     return _chart("Error per tensor", note, rows, "{:.4f}".format)
+
+
+def _sensitivity(report: Report) -> Chart:
+    ranked = report.sensitivity
+    shown = ranked[:_MOST_TENSORS]
+    rows = [(s.name, s.relative_rmse, "before" if s.kept_float else "after") for s in shown]
+    kept = sum(sensitivity.kept_float for sensitivity in ranked)
+    note = (
+        f"Relative root mean square error of rounding alone; of {len(ranked)} the {len(rows)} with "
+        f"the largest error per byte. {kept} stay float, in the colour of before."
+    )
+    return _chart("Sensitivity", note, rows, "{:.4f}".format)
 
 
 def _chart(

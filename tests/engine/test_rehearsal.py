@@ -1,12 +1,18 @@
 """Jobs that aim at a size or an error: what stays float, and what comes out."""
 
 import hashlib
+import math
 
 import pytest
 import torch
 import transformers
 
+from engine import pressing, rehearsal
+from engine.pipeline import compress
+from engine.torch_kernels import TorchKernels
+from jobs.checkpoint import open_checkpoint
 from jobs.problems import Problem
+from jobs.recipe import parse_recipe
 
 W8A16 = {"op": "quantize", "scheme": "w8a16"}
 SCHEMES = pytest.mark.parametrize("scheme", ["w8a16", "w8a8"])
@@ -123,3 +129,119 @@ def test_a_llama_at_a_target_keeps_fused_weights_together(llama, press):
     with torch.no_grad():
         answer, expected = (m.eval()(tokens).logits.double().ravel() for m in (model, original))
     assert float(torch.cosine_similarity(answer, expected, dim=0)) > 0.999
+
+
+@pytest.mark.parametrize("prune", [{"scope": "tensor"}, {"scope": "row"}, {"scope": "global"}])
+def test_the_choice_does_not_depend_on_threads_chunks_or_device(many, press, monkeypatch, prune):
+    steps = ({"op": "prune", "sparsity": 0.4, **prune}, W8A16)
+    target = size_of(press(many, *steps).folder) + 40_000
+    aimed = (steps[0], W8A16 | {"target_bytes": target})
+
+    first = press(many, *aimed, threads=1)
+    others = [
+        press(many, *aimed, threads=3, chunk_bytes=200),
+        press(many, *aimed, chunk_bytes=2**13),
+    ]
+    monkeypatch.setattr(pressing, "kernels_for", lambda _: TorchKernels("cpu"))
+    others.append(press(many, *aimed))
+
+    assert float_names(first)
+    assert all(digests(other.folder) == digests(first.folder) for other in others)
+
+
+def test_only_rounding_counts_and_what_stays_float_is_pruned(many, press):
+    prune = {"op": "prune", "sparsity": 0.5}
+    pruned = press(many, prune)
+    rounded = press(pruned.folder, W8A16)
+    limit = sorted(tensor.relative_rmse for tensor in rounded.report.tensors)[40]
+
+    pressed = press(many, prune, W8A16 | {"max_relative_rmse": limit})
+
+    errors = {tensor.name: tensor.relative_rmse for tensor in rounded.report.tensors}
+    found = {one.name: one.relative_rmse for one in pressed.report.sensitivity}
+    assert found == pytest.approx(errors, rel=1e-12)
+    assert float_names(pressed) == {name for name, error in errors.items() if error > limit}
+    assert len(float_names(pressed)) == 19
+    for name in float_names(pressed):
+        assert torch.equal(pressed.tensors[name], pruned.tensors[name])
+    # Most of what a pruned weight loses is what was pruned.
+    assert min(tensor.relative_rmse for tensor in pressed.report.tensors) > 2 * limit
+
+
+def test_no_weight_that_becomes_int8_is_changed_by_more_than_the_limit(many, press):
+    errors = [tensor.relative_rmse for tensor in press(many, W8A16).report.tensors]
+    limit = sorted(errors)[30]
+
+    pressed = press(many, W8A16 | {"max_relative_rmse": limit})
+
+    assert max(tensor.relative_rmse for tensor in pressed.report.tensors) == limit
+    assert len(pressed.report.tensors) == 31
+    assert {skip.name for skip in pressed.report.skipped} == float_names(pressed)
+
+
+def test_the_rehearsal_is_counted_and_told(many, save_model, weights, tmp_path):
+    recipe = parse_recipe({"steps": [W8A16 | {"target_bytes": 300_000}]})
+    told = []
+    (tmp_path / "out").mkdir()
+
+    report = compress(many, tmp_path / "out", recipe, on_progress=told.append)
+
+    weights_bytes = sum(
+        tensor.nbytes
+        for name, tensor in open_checkpoint(many).tensors.items()
+        if name != "norm.weight"
+    )
+    assert report.steps[0].bytes_read == 2 * weights_bytes + 4 * 64
+    measured = [progress for progress in told if progress.phase == "measure"]
+    assert (measured[0].done, measured[-1].done) == (0, weights_bytes)
+    assert measured[-1].total == weights_bytes
+
+
+@pytest.mark.parametrize("fault", [math.nan, -math.inf])
+def test_a_weight_that_is_not_finite_fails_before_anything_is_written(
+    save_model, weights, press, tmp_path, fault
+):
+    bad = weights(8, 8)
+    bad[3, 4] = fault
+    model = save_model({"a.weight": weights(8, 8), "b.weight": bad})
+
+    with pytest.raises(Problem) as caught:
+        press(model, W8A16 | {"max_relative_rmse": 0.5})
+
+    assert caught.value.code == "non_finite_weight"
+    assert caught.value.extra == {"tensor": "b.weight", "index": [3, 4]}
+    assert not list((tmp_path / "artifact-1").iterdir())
+
+
+def test_a_disk_budget_is_kept_where_an_error_decides_the_size(many, press):
+    least = size_of(press(many, W8A16).folder)
+
+    with pytest.raises(Problem) as caught:
+        press(many, W8A16 | {"max_relative_rmse": 0.009}, budget={"disk": least})
+
+    assert caught.value.code == "disk_budget_exceeded"
+    fitting = press(
+        many,
+        W8A16 | {"max_relative_rmse": 0.009},
+        budget={"disk": caught.value.extra["smallest_bytes"]},
+    )
+    assert size_of(fitting.folder) == caught.value.extra["smallest_bytes"]
+
+
+@pytest.mark.parametrize("structure", [{"sparsity": 0.5}, {"structure": "2:4"}])
+def test_the_smallest_memory_budget_of_the_plan_is_enough(many, press, structure):
+    steps = ({"op": "prune", **structure}, W8A16 | {"target_bytes": 300_000})
+    with pytest.raises(Problem) as caught:
+        press(many, *steps, budget={"host_memory": 2**20})
+
+    smallest = caught.value.extra["smallest_bytes"]
+    # The same process holds a little more by now than when it was asked.
+    pressed = press(many, *steps, budget={"host_memory": smallest + 8 * 2**20})
+
+    assert float_names(pressed)
+
+
+def test_a_job_without_an_aim_has_no_rehearsal(many, press, monkeypatch):
+    monkeypatch.delattr(rehearsal, "rehearse")
+
+    assert press(many, W8A16).report.sensitivity == ()

@@ -48,6 +48,18 @@ def test_a_runtime_is_written_as_people_write_it(text, seconds):
     assert recipe.budget.runtime == seconds
 
 
+@pytest.mark.parametrize(
+    ("aim", "is_aimed"),
+    [({}, False), ({"target_bytes": "1.5GB"}, True), ({"max_relative_rmse": 0.01}, True)],
+)
+def test_a_step_aims_at_a_size_or_an_error(aim, is_aimed):
+    recipe = parse_recipe({"steps": [PRUNE, QUANTIZE | aim]})
+
+    assert recipe.steps[1].target_bytes == (1_500_000_000 if "target_bytes" in aim else None)
+    assert recipe.aimed_step == (recipe.steps[1] if is_aimed else None)
+    assert parse_recipe({"steps": [PRUNE]}).aimed_step is None
+
+
 def test_a_bare_structure_is_no_number_in_base_60():
     recipe = load_recipe("steps: [{op: prune, structure: 2:4}]")
 
@@ -73,6 +85,10 @@ def test_a_number_is_read_however_it_is_written(text):
         ({"steps": [QUANTIZE | {"scheme": "w4a16"}]}, "/steps/0/scheme", "'w8a16' or 'w8a8'"),
         ({"steps": [QUANTIZE | {"bits": 4}]}, "/steps/0/bits", "not a key"),
         ({"steps": [{"op": "prune"}]}, "/steps/0", "sparsity is needed"),
+        ({"steps": [QUANTIZE | {"target_bytes": "2XB"}]}, "/steps/0/target_bytes", "byte"),
+        ({"steps": [QUANTIZE | {"target_bytes": 0}]}, "/steps/0/target_bytes", "greater than 0"),
+        ({"steps": [QUANTIZE | {"max_relative_rmse": 0}]}, "/steps/0/max_relative_rmse", "greater"),
+        ({"steps": [PRUNE | {"target_bytes": 1}]}, "/steps/0/target_bytes", "not a key"),
         ({"steps": [PRUNE | {"sparsity": 1}]}, "/steps/0/sparsity", "less than 1"),
         ({"steps": [PRUNE | {"sparsity": -0.1}]}, "/steps/0/sparsity", "greater than or equal"),
         ({"steps": [PRUNE | {"structure": "2:4", "sparsity": 0.3}]}, "/steps/0", "sparsity 0.5"),

@@ -43,6 +43,19 @@ def test_all_tensors_are_listed_when_asked_for(report):
     assert all(f"layer.{i}.weight" in text for i in range(12))
 
 
+def test_what_gains_most_as_a_float_comes_first(report):
+    lines = printed(report).splitlines()
+
+    start = next(i for i, line in enumerate(lines) if line.startswith("Sensitivity"))
+    assert lines[start].rstrip() == "Sensitivity, 2 of 2, 1 float"
+    assert lines[start + 2].split() == ["layer.90.weight", "0.02000", "2.89", "KiB", "float"]
+    assert lines[start + 3].split() == ["layer.11.weight", "0.01100", "2.89", "KiB", "int8"]
+
+
+def test_a_report_of_a_job_without_an_aim_has_no_sensitivity(report):
+    assert "Sensitivity" not in printed({**report, "sensitivity": []})
+
+
 def test_what_was_skipped_is_counted_by_reason(report):
     lines = printed(report).splitlines()
 

@@ -45,6 +45,16 @@ def test_no_single_exchange_comes_nearer_to_the_room(units, room):
 
 
 @given(units, st.integers(0, 300))
+def test_no_exchange_of_two_for_two_comes_nearer_to_the_room(units, room):
+    chosen = keep_float(units, room)
+    left = [unit for unit in units if unit not in chosen]
+    gap = room - total(chosen)
+
+    for out in combinations(chosen, 2):
+        assert not any(0 < total(into) - total(out) <= gap for into in combinations(left, 2))
+
+
+@given(units, st.integers(0, 300))
 def test_the_order_of_the_units_does_not_matter(units, room):
     assert set(keep_float(units, room)) == set(keep_float(units[::-1], room))
 

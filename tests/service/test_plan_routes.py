@@ -174,6 +174,29 @@ def test_a_budget_that_is_too_small_does_not_fit_and_the_smallest_one_does(clien
     assert (barely_not["fits"], barely_not["smallest_budget"]) == (False, least)
 
 
+def test_a_target_is_planned_with_the_trial_and_as_the_size_of_the_artifact(client, small):
+    free = plan(client, HALF, W8A16, **small)
+    target = free["artifact"]["total_bytes"] + 100
+
+    made = plan(client, HALF, W8A16 | {"target_bytes": target}, **small)
+
+    weight = 64 * 32 * 2
+    assert made["artifact"]["total_bytes"] == target
+    assert made["artifact"]["bytes"] == made["bytes_written"] == free["artifact"]["bytes"] + 100
+    assert made["bytes_read"] == 2 * free["bytes_read"] - 64 * 2
+    assert made["steps"][1]["bytes_read"] == 2 * weight + 64 * 2
+    assert made["smallest_budget"]["disk"] == target
+    assert made["memory"]["predicted_peak_bytes"] >= free["memory"]["predicted_peak_bytes"]
+
+
+def test_a_target_that_int8_does_not_reach_is_refused_with_its_place(client, small):
+    made = plan(client, W8A16 | {"target_bytes": 10}, status=422, **small)
+
+    assert made["code"] == "target_unreachable"
+    assert made["errors"][0]["pointer"] == "/spec/steps/0/target_bytes"
+    plan(client, W8A16 | {"target_bytes": made["smallest_bytes"]}, **small)
+
+
 def test_files_that_are_copied_count_and_others_do_not(client, small):
     without = plan(client, W8A16, **small)["artifact"]
     files = {"tokenizer.json": 500, "model.py": 70, "notes/LICENSE": 30}

@@ -122,6 +122,19 @@ def test_bars_are_as_long_as_their_share_of_the_largest():
     assert [bar.share for bar in memory.bars] == [2**-9, 2**-9, 1.0]
 
 
+def test_what_stays_float_has_the_colour_of_before():
+    sensitivity = [
+        {"name": "a", "relative_rmse": 0.02, "saved_bytes": 9, "kept_float": True},
+        {"name": "b", "relative_rmse": 0.01, "saved_bytes": 9, "kept_float": False},
+    ]
+
+    page = draw(Report.model_validate(REPORT | {"sensitivity": sensitivity}))
+
+    bars = [(bar.label, bar.share, bar.kind) for bar in page.charts[-1].bars]
+    assert page.charts[-1].title == "Sensitivity"
+    assert bars == [("a", 1.0, "before"), ("b", 0.5, "after")]
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (-2048, "-2.0 KiB"), (2**41, "2.0 TiB")],

@@ -127,6 +127,25 @@ def test_compressed_tensors_needs_a_transformers_folder(client, model_id, recipe
     assert (answer.status_code, answer.json["code"]) == (422, "output_unsupported")
 
 
+def test_a_target_that_int8_does_not_reach_is_refused_with_the_smallest_that_works(
+    client, model_id
+):
+    step = {"op": "quantize", "scheme": "w8a16"}
+
+    def submit(target):
+        spec = {"steps": [step | {"target_bytes": target}]}
+        return client.post("/jobs", json={"model": model_id, "spec": spec})
+
+    refused = submit(10)
+    smallest = refused.json["smallest_bytes"]
+
+    assert (refused.status_code, refused.json["code"]) == (422, "target_unreachable")
+    assert refused.json["errors"][0]["pointer"] == "/spec/steps/0/target_bytes"
+    assert submit(smallest - 1).json["smallest_bytes"] == smallest
+    assert submit(smallest).status_code == 202
+    assert submit("1GiB").json["code"] == "nothing_changed"
+
+
 def test_a_model_that_is_quantized_already_is_refused(client, checkpoint, recipe):
     buffer = io.BytesIO()
     config = json.dumps({"quantization_config": {"quant_method": "awq"}}).encode()
