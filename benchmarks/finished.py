@@ -18,7 +18,7 @@ def run_job(client: Client, model_id: str, recipe: Mapping[str, Any]) -> Job:
     Returns:
         The job, succeeded.
     """
-    job = client.wait(client.submit(model_id, recipe).id)
+    job = client.wait(client.submit(model_id, recipe, use_cache=False).id)
     while not all(file["sha256"] for file in client.job(job.id).raw["artifact"]["files"]):
         time.sleep(0.05)
     return job

@@ -8,6 +8,7 @@
       jobs/<id>/work-<token>/       one attempt's scratch folder, which the next one takes over
       jobs/<id>/artifact-<token>/   a finished attempt's files
       jobs/<id>/result.json         how the job ended: created exclusively, so it exists once
+      equal/…                       see `jobs.equal_jobs`
 
 Names never come from a client unchecked: ids are hex, file names were validated on the way in.
 """
@@ -28,6 +29,8 @@ from jobs.job import JobResult, JobSpec, is_job_id
 StoreName = Literal["models", "datasets"]
 RESULT_NAME = "result.json"
 REPORT_NAME = "report.json"
+#: Digests that a worker computes after the job has succeeded: path -> hex.
+SHA256_NAME = "sha256.json"
 
 
 class BlobStore:
@@ -39,7 +42,7 @@ class BlobStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        for name in ("staging", "models", "datasets", "jobs"):
+        for name in ("staging", "models", "datasets", "jobs", "equal"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
 
     # Uploads.

@@ -20,6 +20,8 @@ from jobs.recipe import Recipe
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 TERMINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 
+Cache = Literal["hit", "miss", "bypass"]
+
 LabelKey = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9._/-]+$")]
 LabelValue = Annotated[str, Field(max_length=256)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
@@ -92,6 +94,11 @@ class Job(_Value):
     finished_at: datetime | None = None
     failure: dict[str, Any] | None = Field(None, description="A problem document.")
     artifact: Artifact | None = None
+    cache: Cache | None = Field(
+        None,
+        description="`hit`: the artifact is that of an equal job; `miss`: there was none, and the "
+        "job was run; `bypass`: it was to be run whatever there is. None until that is known.",
+    )
 
     @property
     def is_terminal(self) -> bool:
@@ -107,6 +114,7 @@ class JobSpec(_Value):
     recipe: Recipe
     labels: dict[str, str] = {}
     created_ms: int
+    use_cache: bool = Field(True, description="Whether the artifact of an equal job will do.")
 
 
 class JobResult(_Value):
@@ -120,6 +128,7 @@ class JobResult(_Value):
     )
     artifact: Artifact | None = None
     failure: dict[str, Any] | None = None
+    cache: Cache | None = None
     finished_ms: int
 
 

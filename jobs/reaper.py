@@ -120,10 +120,8 @@ class Reaper:
         result = self._blobs.read_result(job_id)
         if spec is None or (result is None and now_ms() - spec.created_ms < _SETTLE_MS):
             return False
-        is_new = self._store.submit(spec).outcome == "created"
-        if result is not None:
-            self._store.finish(result, token=None)
-        else:
+        is_new = self._store.submit(spec, result).outcome == "created"
+        if result is None:
             ring(self._celery, job_id)
         return is_new
 
@@ -178,6 +176,7 @@ def publish_end(store: JobStore, blobs: BlobStore, job_id: str) -> None:
             state=job.state,
             attempt=job.attempt,
             failure=job.failure,
+            cache=job.cache,
             finished_ms=round(job.finished_at.timestamp() * 1000) if job.finished_at else now_ms(),
         )
     )

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from redis import Redis
 from redis.commands.core import Script
 
-from jobs.job import Artifact, Attempt, Job, JobResult, JobSpec, JobState, Progress
+from jobs.job import Artifact, Attempt, Cache, Job, JobResult, JobSpec, JobState, Progress
 from jobs.problems import Problem
 from jobs.recipe import Recipe
 
@@ -106,12 +106,18 @@ class JobStore:
     # Changes.
 
     def submit(
-        self, spec: JobSpec, *, idempotency_key: str | None = None, fingerprint: str = ""
+        self,
+        spec: JobSpec,
+        result: JobResult | None = None,
+        *,
+        idempotency_key: str | None = None,
+        fingerprint: str = "",
     ) -> Submitted:
         """Create the record of a job whose spec is on disk already.
 
         Args:
             spec: The job.
+            result: Its published result, where it has ended; then nobody ever sees it queued.
             idempotency_key: The client's key; the same key finds the same job for 7 days.
             fingerprint: Of the request, to tell a retry from a different request.
 
@@ -124,10 +130,19 @@ class JobStore:
             "model": spec.model,
             "recipe": spec.recipe.model_dump_json(),
             "labels": json.dumps(spec.labels),
+            "cache": "" if spec.use_cache else "bypass",
         }
         flat = [part for pair in fields.items() for part in pair]
         outcome, job_id = self._run(
-            "submit", spec.id, spec.created_ms, 5000, ttl, fingerprint, *flat, extra_keys=extra
+            "submit",
+            spec.id,
+            spec.created_ms,
+            5000,
+            ttl,
+            fingerprint,
+            *_end(result),
+            *flat,
+            extra_keys=extra,
         )
         return Submitted(outcome, job_id)
 
@@ -210,20 +225,7 @@ class JobStore:
         Returns:
             `finished`, or why not.
         """
-        failure = json.dumps(result.failure) if result.failure else ""
-        code = result.failure["code"] if result.failure else ""
-        artifact = result.artifact.model_dump_json() if result.artifact else ""
-        answer = self._run(
-            "finish",
-            result.id,
-            "" if token is None else token,
-            result.state,
-            failure,
-            code,
-            artifact,
-            result.finished_ms,
-            result.attempt,
-        )
+        answer = self._run("finish", result.id, "" if token is None else token, *_end(result))
         return cast("Literal['finished', 'ended', 'stale', 'missing']", answer)
 
     def cancel(self, job_id: str) -> JobState | Literal["missing"]:
@@ -420,6 +422,21 @@ def _failure(code: str, detail: str) -> tuple[str, str]:
     return json.dumps(problem.to_dict()), problem.code
 
 
+def _end(result: JobResult | None) -> tuple[str | int, ...]:
+    """What the scripts take to end a job; all of it empty where it has not ended."""
+    if result is None:
+        return ("",) * 7
+    return (
+        result.state,
+        json.dumps(result.failure) if result.failure else "",
+        result.failure["code"] if result.failure else "",
+        result.artifact.model_dump_json() if result.artifact else "",
+        result.finished_ms,
+        result.attempt,
+        result.cache or "",
+    )
+
+
 def _job(job_id: str, fields: dict[str, str], position: int | None) -> Job:
     def moment(milliseconds: str | None) -> datetime | None:
         return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None
@@ -456,4 +473,5 @@ def _job(job_id: str, fields: dict[str, str], position: int | None) -> Job:
         finished_at=moment(fields.get("finished_ms")),
         failure=members("failure"),
         artifact=Artifact.model_validate(artifact) if artifact else None,
+        cache=cast("Cache | None", fields.get("cache") or None),
     )

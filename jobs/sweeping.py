@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.blobs import BlobStore
+from jobs.equal_jobs import forget_removed
 
 #: Nothing is half-way for this long: what still is was left behind.
 _DRAFT_SECONDS = 3600
@@ -29,6 +30,7 @@ def sweep(blobs: BlobStore) -> list[str]:
             shutil.rmtree(folder, ignore_errors=True)
     for job_id in blobs.job_ids():
         removed += [f"{job_id}/{name}" for name in _sweep_job(blobs, job_id)]
+    forget_removed(blobs)
     return removed
 
 

@@ -55,6 +55,10 @@ timeout_option = click.option(
 cancel_option = click.option(
     "--cancel-on-interrupt", is_flag=True, help="Cancel the job on Ctrl-C or SIGTERM."
 )
+cache_option = click.option(
+    "--no-cache", "use_cache", is_flag=True, flag_value=False, default=True,
+    help="Run the job even where an equal one has its artifact.",
+)  # fmt: skip
 tensors_option = click.option(
     "--all-tensors", is_flag=True, help="List every changed tensor, not only the ten worst."
 )
@@ -84,6 +88,7 @@ def cli(context: click.Context, url: str, *, as_json: bool) -> None:
 @label_option
 @timeout_option
 @cancel_option
+@cache_option
 @tensors_option
 @click.pass_obj
 def run(
@@ -95,6 +100,7 @@ def run(
     timeout: float | None,
     *,
     cancel_on_interrupt: bool,
+    use_cache: bool,
     all_tensors: bool,
 ) -> None:
     """Upload MODEL, compress it, download the artifact and print the report.
@@ -103,8 +109,10 @@ def run(
     (mdl_...) of an uploaded model.
     """
     with session.client() as client:
-        job = client.submit(session.upload(client, model), recipe, labels)
+        job = client.submit(session.upload(client, model), recipe, labels, use_cache=use_cache)
         session.say(f"job {job.id}")
+        if job.cache == "hit":
+            session.say("An equal job had the artifact; nothing is run. --no-cache runs it.")
         job = session.wait(client, job.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
         files = session.download(client, job.id, output)
         report = client.report(job.id)
@@ -138,6 +146,7 @@ def plan(session: Session, model: str, recipe: dict[str, Any]) -> None:
 @click.option(
     "--idempotency-key", help="The same key, on another run of this command, makes no second job."
 )
+@cache_option
 @click.pass_obj
 def submit(
     session: Session,
@@ -145,10 +154,13 @@ def submit(
     recipe: dict[str, Any],
     labels: dict[str, str],
     idempotency_key: str | None,
+    *,
+    use_cache: bool,
 ) -> None:
     """Upload MODEL, submit a job for it and print the job's id."""
     with session.client() as client:
-        job = client.submit(session.upload(client, model), recipe, labels, idempotency_key)
+        model_id = session.upload(client, model)
+        job = client.submit(model_id, recipe, labels, idempotency_key, use_cache=use_cache)
         session.answer(job.raw, lambda: job.id)
 
 

@@ -128,6 +128,8 @@ class Client:
         recipe: Mapping[str, Any],
         labels: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        *,
+        use_cache: bool = True,
     ) -> Job:
         """Submit a job.
 
@@ -137,13 +139,16 @@ class Client:
             labels: What to attach to the job.
             idempotency_key: The same key never makes a second job, also across processes. By
                 default each call has its own, so that its retries make one job.
+            use_cache: Whether the artifact of an equal job will do: same model, steps and output.
 
         Returns:
-            The job, queued, or as far as it is if the key was used before.
+            The job, queued, or as far as it is if the key was used before; ended, with ``hit`` as
+            its ``cache``, if an equal job has its artifact.
         """
         key = idempotency_key or str(uuid.uuid4())
         members = {"model": model_id, "spec": dict(recipe), "labels": dict(labels or {})}
         headers = {**JSON, "Idempotency-Key": key}
+        headers |= {} if use_cache else {"Cache-Control": "no-cache"}
         return read(self._connection.send("POST", "/jobs", headers=headers, json=members), job_from)
 
     def job(self, job_id: str) -> Job:
@@ -238,6 +243,7 @@ class Client:
         labels: Mapping[str, str] | None = None,
         timeout: float | None = None,
         on_progress: OnJob | None = None,
+        use_cache: bool = True,
     ) -> Job:
         """Upload a model, compress it and download the artifact.
 
@@ -248,6 +254,7 @@ class Client:
             labels: What to attach to the job.
             timeout: Seconds to wait for the job at most.
             on_progress: Called with the job after each visible change.
+            use_cache: Whether the artifact of an equal job will do: same model, steps and output.
 
         Returns:
             The job, succeeded; its artifact lies in the folder.
@@ -257,7 +264,7 @@ class Client:
         """
         is_id = isinstance(model, str) and is_model_id(model)
         model_id = str(model) if is_id else self.upload_model(model).id
-        job = self.submit(model_id, recipe, labels)
+        job = self.submit(model_id, recipe, labels, use_cache=use_cache)
         job = self.wait(job.id, timeout, on_progress)
         self.download(job.id, folder)
         return job

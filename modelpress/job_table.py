@@ -25,6 +25,8 @@ def render_job(job: Job) -> Table:
     facts += [("label", f"{key}={value}") for key, value in job.labels.items()]
     times = (("created", job.created_at), ("started", job.started_at), ("ended", job.finished_at))
     facts += [(name, time) for name, time in times if time]
+    if job.cache == "hit":
+        facts.append(("cache", "hit: an equal job had the artifact"))
     if job.files:
         total = format_bytes(sum(file.bytes for file in job.files))
         facts.append(("artifact", f"{total} in {len(job.files)} files"))

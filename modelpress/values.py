@@ -105,6 +105,8 @@ class Job:
         finished_at: When it ended.
         failure: The problem document of a failed job.
         files: The artifact's files; empty before there is one.
+        cache: ``hit`` where the artifact is an equal job's, ``miss`` where there was none,
+            ``bypass`` where none was wanted; None until that is known.
         raw: The document as it came.
     """
 
@@ -122,6 +124,7 @@ class Job:
     finished_at: str | None
     failure: dict[str, Any] | None
     files: tuple[ArtifactFile, ...]
+    cache: str | None
     raw: dict[str, Any] = field(repr=False, compare=False)
 
     @property
@@ -204,6 +207,7 @@ def job_from(raw: dict[str, Any]) -> Job:
             ArtifactFile(file["path"], file["bytes"], file["blake3"])
             for file in artifact.get("files", ())
         ),
+        cache=raw.get("cache"),
         raw=raw,
     )
 

@@ -20,6 +20,7 @@ COMMON_PROBLEMS = ("internal_error", "malformed_request", "address_too_long", "h
 REQUEST_HEADERS: dict[str, str] = {
     "Idempotency-Key": "At most 255 characters, quoted or bare. The same key and request find the "
     "same job for 7 days.",
+    "Cache-Control": "`no-cache`: run the job even where an equal one has its artifact.",
     "If-None-Match": "The ETag that the client has; 304 where it is still the right one.",
     "Prefer": "`wait=N`: answer when the job has changed, or after N seconds (at most 60).",
     "Last-Event-ID": "Id of the last event seen; the stream goes on behind it.",

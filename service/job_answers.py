@@ -4,14 +4,12 @@ from datetime import UTC, datetime
 
 from flask import Response, jsonify
 
+from jobs.blobs import SHA256_NAME
 from jobs.durable_files import read_json
 from jobs.job import Job, is_job_id
 from jobs.problems import Problem
 from service.documents import JobDocument
 from service.parts import parts
-
-#: Written by the worker beside the result when it has computed them: path -> hex.
-SHA256_NAME = "sha256.json"
 
 
 def find_job(job_id: str) -> Job:

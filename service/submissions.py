@@ -12,7 +12,8 @@ from flask import Request
 from redis.exceptions import RedisError
 
 from jobs.blobs import BlobStore, now_ms
-from jobs.job import JobSpec, new_job_id
+from jobs.equal_jobs import answer, remember
+from jobs.job import JobResult, JobSpec, new_job_id
 from jobs.problems import Detail, Problem
 from jobs.recipe import Recipe, load_document, parse_recipe
 from jobs.store import JobStore, Submitted
@@ -149,15 +150,16 @@ def read_key(request: Request) -> str | None:
 
 
 def accept(
-    store: JobStore, blobs: BlobStore, submission: Submission, key: str | None
+    store: JobStore, blobs: BlobStore, submission: Submission, key: str | None, *, use_cache: bool
 ) -> tuple[str, bool]:
-    """Make a submission a job, durably.
+    """Make a submission a job, durably; one that an equal job answers has ended at once.
 
     Args:
         store: The job store.
         blobs: The blob store; the model is in it.
         submission: What to run.
         key: The Idempotency-Key.
+        use_cache: Whether the artifact of an equal job will do.
 
     Returns:
         The job's id, and whether it is new rather than found by the key.
@@ -166,10 +168,11 @@ def accept(
         Problem: `idempotency_key_reused`.
         RedisError: The job store did not answer; nothing is left of the job.
     """
-    spec = _spec(submission)
+    spec = _spec(submission, use_cache)
     blobs.write_spec(spec)
     try:
-        submitted = _submit(store, spec, key, submission.fingerprint)
+        result = _publish_answer(blobs, spec)
+        submitted = _submit(store, spec, result, key, submission.fingerprint)
     except BaseException:
         blobs.remove_job(spec.id)
         raise
@@ -186,19 +189,33 @@ def accept(
     return submitted.job_id, False
 
 
-def _spec(submission: Submission) -> JobSpec:
+def _spec(submission: Submission, use_cache: bool) -> JobSpec:
     return JobSpec(
         id=new_job_id(),
         model=submission.model,
         recipe=submission.recipe,
         labels=submission.labels,
         created_ms=now_ms(),
+        use_cache=use_cache,
     )
 
 
-def _submit(store: JobStore, spec: JobSpec, key: str | None, fingerprint: str) -> Submitted:
+def _publish_answer(blobs: BlobStore, spec: JobSpec) -> JobResult | None:
+    found = answer(blobs, spec)
+    if found is None:
+        return None
+    blobs.write_report(spec.id, found.report)
+    blobs.publish_result(found.result)
+    if found.result.state == "succeeded":
+        remember(blobs, spec)
+    return found.result
+
+
+def _submit(
+    store: JobStore, spec: JobSpec, result: JobResult | None, key: str | None, fingerprint: str
+) -> Submitted:
     try:
-        return store.submit(spec, idempotency_key=key, fingerprint=fingerprint)
+        return store.submit(spec, result, idempotency_key=key, fingerprint=fingerprint)
     except RedisError:
         # The answer may be what was lost, not the call.
         if store.get(spec.id) is None:

@@ -37,11 +37,11 @@ _FORM = Form(
         summary="Submit a job",
         tag="jobs",
         body={JSON: SubmitRequest, "multipart/form-data": _FORM},
-        headers=("Idempotency-Key",),
+        headers=("Idempotency-Key", "Cache-Control"),
         answers=(
             json_answer(
                 202,
-                "The job is accepted and will reach an end.",
+                "The job is accepted and will reach an end, or has the end of an equal one.",
                 JobDocument,
                 "Location",
                 "Retry-After",
@@ -70,7 +70,9 @@ def create_job() -> Response:
     """Run a recipe on a model.
 
     The model is uploaded with the recipe in one form, or named by its id, in a form or in JSON. An
-    Idempotency-Key whose job was removed since gets 404.
+    Idempotency-Key whose job was removed since gets 404. Where a job with the same model, steps and
+    output has its artifact, this one has the same at once, and `cache` is `hit`; with
+    `Cache-Control: no-cache` it is run.
     """
     key = read_key(request)
     if is_multipart(request):
@@ -125,8 +127,10 @@ def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
 
 
 def _accept(submission: Submission, key: str | None) -> Response:
-    job_id, is_new = accept(parts().store, parts().blobs, submission, key)
+    use_cache = not request.cache_control.no_cache
+    job_id, is_new = accept(parts().store, parts().blobs, submission, key, use_cache=use_cache)
     if is_new:
+        # Even for a job that has ended: the worker completes its digests.
         ring(parts().celery, job_id)
     response = answer_job(find_job(job_id), status=202)
     response.headers["Location"] = f"/jobs/{job_id}"

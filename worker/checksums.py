@@ -12,13 +12,12 @@ from pathlib import Path
 
 import structlog
 
-from jobs.blobs import BlobStore
+from jobs.blobs import SHA256_NAME, BlobStore
 from jobs.durable_files import write_json
 from jobs.job import Artifact
 
 _log = structlog.get_logger(__name__)
 
-SHA256_NAME = "sha256.json"
 _READ_BYTES = 4 * 1024**2
 
 
@@ -60,15 +59,20 @@ class Checksums:
     def _loop(self) -> None:
         try:
             for job_id in self._blobs.job_ids():
-                self._take_up(job_id)
+                self.take_up(job_id)
             while (item := self._waiting.get()) is not None:
                 self._hash(*item)
         except _Stopped:
             pass
 
-    def _take_up(self, job_id: str) -> None:
+    def take_up(self, job_id: str) -> None:
+        """Hash an ended job's artifact, where nobody has done so.
+
+        Args:
+            job_id: The job.
+        """
         if self._stopping.is_set():
-            raise _Stopped
+            return
         folder = self._blobs.job_folder(job_id)
         try:
             result = self._blobs.read_result(job_id)

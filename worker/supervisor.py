@@ -23,9 +23,10 @@ import structlog
 from celery import Celery
 from redis.exceptions import RedisError
 
-from engine.gate import check as check_gate
 from jobs.blobs import BlobStore, now_ms
-from jobs.job import Artifact, Job, JobResult
+from jobs.equal_jobs import ENGINE_VERSION, answer, deciding_parts, link_or_copy, remember
+from jobs.gate import check as check_gate
+from jobs.job import Job, JobResult
 from jobs.levels import publish_levels, read_levels
 from jobs.problems import Problem
 from jobs.queue import ring
@@ -109,6 +110,7 @@ class Supervisor:
             published = self._blobs.read_result(job_id)
             if published is not None:
                 _log.info("already_published", outcome=self._store.finish(published, token=None))
+                self._checksums.take_up(job_id)
                 return
             claim = self._store.claim(job_id, self.name)
             _log.info("claim", outcome=claim.outcome, attempt=claim.attempt)
@@ -147,6 +149,8 @@ class Supervisor:
         return outcome
 
     def _work(self, job: Job, token: int, lease: Lease) -> Outcome:
+        if self._take_answer(job, token):
+            return Outcome("done")
         work = self._blobs.work_folder(job.id, token)
         digest = job.model.removeprefix("mdl_")
         if self._blobs.meta("models", digest) is None:
@@ -174,6 +178,24 @@ class Supervisor:
             self._deliver(job, token, work, lease, report.verified(verification))
         return outcome
 
+    def _take_answer(self, job: Job, token: int) -> bool:
+        """End a job as one that equals it ended, where there is one by now."""
+        spec = self._blobs.read_spec(job.id)
+        found = spec and answer(self._blobs, spec, link_or_copy, token=token, attempt=job.attempt)
+        if not found:
+            return False
+        self._require_lease(job, token)
+        self._blobs.write_report(job.id, found.report)
+        self._publish(job, token, found.result)
+        return True
+
+    def _require_lease(self, job: Job, token: int) -> None:
+        renewal = self._store.renew(job.id, token)
+        if not renewal.held:
+            raise _Stopped(Outcome("lost"))
+        if renewal.cancel_requested:
+            raise _Stopped(Outcome("cancelled"))
+
     def _limits(self, budget: Budget) -> Limits:
         most = self._settings.max_runtime_seconds
         return Limits(min(budget.runtime or most, most), budget.host_memory)
@@ -196,41 +218,41 @@ class Supervisor:
             if stopped is not None:
                 raise _Stopped(stopped)
 
-        artifact = collect_artifact(work / ARTIFACT_NAME, _about(job, report), check)
-        renewal = self._store.renew(job.id, token)
-        if not renewal.held:
-            raise _Stopped(Outcome("lost"))
-        if renewal.cancel_requested:
-            raise _Stopped(Outcome("cancelled"))
+        artifact = collect_artifact(work / ARTIFACT_NAME, _about(job), check)
+        self._require_lease(job, token)
         self._blobs.write_report(job.id, report.model_dump(mode="json"))
         if report.memory.inspection_peak_bytes:
             inspection = {"inspection_bytes": report.memory.inspection_peak_bytes}
             publish_levels(self._store.redis, inspection)
         check_gate(report, job.recipe.gate)
-        self._publish(job, token, work, artifact)
-
-    def _publish(self, job: Job, token: int, work: Path, artifact: Artifact) -> None:
         name = f"artifact-{token}"
-        folder = self._blobs.job_folder(job.id) / name
-        (work / ARTIFACT_NAME).rename(folder)
+        (work / ARTIFACT_NAME).rename(self._blobs.job_folder(job.id) / name)
         result = JobResult(
             id=job.id,
             state="succeeded",
             attempt=job.attempt,
             artifact_folder=name,
             artifact=artifact,
+            cache=job.cache or "miss",
             finished_ms=now_ms(),
         )
+        self._publish(job, token, result)
+
+    def _publish(self, job: Job, token: int, result: JobResult) -> None:
         if not self._blobs.publish_result(result):
             # Another attempt was faster; its result is the job's, and ours is rubbish.
-            shutil.rmtree(folder, ignore_errors=True)
+            if result.artifact_folder:
+                ours = self._blobs.job_folder(job.id) / result.artifact_folder
+                shutil.rmtree(ours, ignore_errors=True)
             published = self._blobs.read_result(job.id)
             if published is not None:
                 self._store.finish(published, token=None)
             return
         if self._store.finish(result, token) == "stale":
             self._store.finish(result, token=None)
-        self._checksums.add(job.id, folder, artifact)
+        if result.state == "succeeded":
+            remember(self._blobs, job)
+        self._checksums.take_up(job.id)
 
     def _settle(self, job: Job, token: int, outcome: Outcome) -> None:
         if outcome.kind == "lost":
@@ -258,6 +280,7 @@ class Supervisor:
             state=state,
             attempt=job.attempt,
             failure=problem.to_dict() if problem else None,
+            cache=job.cache or "miss",
             finished_ms=now_ms(),
         )
         # Only its holder may end a job so; the disk learns of it after Redis agreed.
@@ -286,9 +309,9 @@ def _may_go_on(outcome: Outcome) -> bool:
     return outcome.kind in {"drained", "lost"} or was_killed
 
 
-def _about(job: Job, report: Report) -> dict[str, Any]:
+def _about(job: Job) -> dict[str, Any]:
     return {
         "model": job.model,
-        "recipe": job.recipe.model_dump(mode="json"),
-        "versions": report.versions,
+        "recipe": deciding_parts(job.recipe),
+        "engine_version": ENGINE_VERSION,
     }

@@ -58,6 +58,15 @@ local function finish(id, now, state, failure, code)
   bump(state)
 end
 
+-- End a job as its published result says. The moment is the result's own, so that a rebuilt record
+-- shows it again.
+local function finish_with(id, state, failure, code, artifact, finished_ms, cache)
+  set('artifact', artifact)
+  if cache ~= '' then set('cache', cache) end
+  local ended = math.max(tonumber(finished_ms), tonumber(get('started_ms')) or 0)
+  finish(id, ended, state, failure, code)
+end
+
 -- Back to the queue, first in line by its age; the reaper rings for it from `check_ms` on.
 local function requeue(id, now, code, check_ms)
   end_attempt(now, 'requeued', code)

@@ -1,6 +1,7 @@
 -- Create a job, or find the one that the same Idempotency-Key made.
 -- KEYS[6] the idempotency key's record (or the job key again where there is none).
--- ARGV: id, created_ms, check_delay_ms, idempotency ttl in ms ('0' for none), fingerprint, field, value, ...
+-- ARGV: id, created_ms, check_delay_ms, idempotency ttl in ms ('0' for none), fingerprint,
+-- what `finish.lua` takes from state to cache (each '' where the job has not ended), field, value, ...
 local id, created, delay, ttl, fingerprint = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 if ttl > 0 then
   local known = redis.call('HMGET', KEYS[6], 'job', 'fingerprint')
@@ -11,9 +12,13 @@ if ttl > 0 then
   redis.call('PEXPIRE', KEYS[6], ttl)
 end
 if redis.call('EXISTS', job) == 1 then return { 'exists', id } end
-set('state', 'queued', 'attempt', 0, 'revision', 0, 'created_ms', created, unpack(ARGV, 6))
+set('state', 'queued', 'attempt', 0, 'revision', 0, 'created_ms', created, unpack(ARGV, 13))
 redis.call('ZADD', open, now_ms() + tonumber(delay), id)
 redis.call('ZADD', queued, created, id)
 redis.call('ZADD', index, 0, id)
 bump('queued')
+if ARGV[6] ~= '' then
+  set('attempt', ARGV[11])
+  finish_with(id, ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[12])
+end
 return { 'created', id }

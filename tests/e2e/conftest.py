@@ -59,11 +59,15 @@ class Stack:
     def job(self, job_id: str) -> dict:
         return httpx.get(f"{self.url}/jobs/{job_id}", timeout=70).raise_for_status().json()
 
-    def submit(self, model: Path, recipe: str) -> dict:
+    def submit(self, model: Path, recipe: str, *, use_cache: bool = False) -> dict:
         """Submit as the first curl line of the README does: one multipart request."""
+        headers = {} if use_cache else {"Cache-Control": "no-cache"}
         with model.open("rb") as file:
             answer = httpx.post(
-                f"{self.url}/jobs", files={"model": file, "spec": ("r.yaml", recipe)}, timeout=120
+                f"{self.url}/jobs",
+                files={"model": file, "spec": ("r.yaml", recipe)},
+                headers=headers,
+                timeout=120,
             )
         assert answer.status_code == 202, answer.text
         return answer.json()

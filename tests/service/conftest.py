@@ -15,6 +15,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from jobs.blobs import BlobStore, now_ms
+from jobs.equal_jobs import remember
 from jobs.job import Artifact, ArtifactFile, JobResult
 from jobs.settings import Settings
 from jobs.store import JobStore
@@ -120,6 +121,14 @@ def _finish(store, blobs, job_id, files=None, failure=None, report=None):
         blobs.write_report(job_id, report)
     assert blobs.publish_result(result)
     assert store.finish(result, token) == "finished"
+    if not failure:
+        remember(blobs, blobs.read_spec(job_id))
+
+
+@pytest.fixture(scope="session")
+def report() -> dict[str, object]:
+    """The report of a job whose artifact has half the bytes of its model."""
+    return json.loads((Path(__file__).parents[1] / "modelpress" / "report.json").read_text())
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ import tarfile
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from jobs.reaper import Reaper
 from jobs.settings import Settings
 from service import create_app
+from service.parts import EXTENSION
 
 YAML = b"steps:\n- {op: prune, sparsity: 0.5}\n- {op: quantize, scheme: w8a16}\n"
 
@@ -201,3 +203,93 @@ def test_a_submit_whose_answer_was_lost_is_still_accepted(
 
     assert answer.status_code == 202
     assert blobs.read_spec(answer.json["id"]) is not None
+
+
+@pytest.fixture
+def made(client, job_id, finish, report):
+    """A job that has its artifact."""
+    finish(job_id, {"model.safetensors": b"weights"}, report=report)
+    return client.get(f"/jobs/{job_id}").json
+
+
+def test_an_equal_job_has_its_artifact_at_once(client, made, recipe, report):
+    body = {"model": made["model"], "spec": recipe, "labels": {"a": "b"}}
+
+    answer = client.post("/jobs", json=body)
+
+    job = answer.json
+    assert answer.status_code == 202
+    assert answer.headers["Location"] == f"/jobs/{job['id']}"
+    assert "Retry-After" not in answer.headers
+    assert job["id"] != made["id"]
+    assert (job["state"], job["cache"]) == ("succeeded", "hit")
+    assert (job["attempt"], job["attempts"], job["started_at"]) == (0, [], None)
+    assert (job["labels"], job["artifact"]) == ({"a": "b"}, made["artifact"])
+    assert client.get(f"/jobs/{job['id']}/report").json == report
+    assert client.get(f"/jobs/{job['id']}/artifact").data == b"weights"
+    events = client.get(f"/jobs/{job['id']}/events", headers={"Accept": "application/json"}).json
+    assert [event["type"] for event in events["data"]] == ["queued", "succeeded"]
+
+
+def test_a_form_finds_an_equal_job_too(client, made, recipe, checkpoint):
+    spec = json.dumps(recipe | {"budget": {"runtime": "1h"}}).encode()
+
+    answer = client.post("/jobs", data=form(model=checkpoint, spec=spec))
+
+    assert answer.json["cache"] == "hit"
+
+
+def test_removing_an_equal_job_leaves_the_artifact_of_the_other(client, made, recipe):
+    job_id = client.post("/jobs", json={"model": made["model"], "spec": recipe}).json["id"]
+
+    assert client.delete(f"/jobs/{made['id']}").status_code == 204
+
+    assert client.get(f"/jobs/{job_id}/artifact").data == b"weights"
+
+
+def test_a_gate_that_an_equal_job_does_not_pass_fails_the_job(client, made, recipe):
+    spec = recipe | {"gate": {"max_size_ratio": 0.1}}
+
+    job = client.post("/jobs", json={"model": made["model"], "spec": spec}).json
+
+    assert (job["state"], job["cache"], job["artifact"]) == ("failed", "hit", None)
+    assert job["failure"]["code"] == "gate_failed"
+    assert client.get(f"/jobs/{job['id']}/report").status_code == 200
+
+
+def test_a_job_that_is_to_be_run_is_queued(client, made, recipe):
+    body = {"model": made["model"], "spec": recipe}
+
+    answer = client.post("/jobs", json=body, headers={"Cache-Control": "no-cache"})
+
+    assert (answer.json["state"], answer.json["cache"]) == ("queued", "bypass")
+
+
+def test_a_job_that_differs_is_queued(client, made):
+    spec = {"steps": [{"op": "quantize", "scheme": "w8a8"}]}
+
+    job = client.post("/jobs", json={"model": made["model"], "spec": spec}).json
+
+    assert (job["state"], job["cache"]) == ("queued", None)
+
+
+def test_the_same_key_finds_an_equal_job_again(client, blobs, made, recipe):
+    body, headers = {"model": made["model"], "spec": recipe}, {"Idempotency-Key": "k"}
+
+    first, again = (client.post("/jobs", json=body, headers=headers) for _ in range(2))
+
+    assert first.json["cache"] == "hit"
+    assert again.json == first.json
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert sorted(blobs.job_ids()) == sorted([made["id"], first.json["id"]])
+
+
+def test_an_equal_job_comes_back_after_a_loss_of_redis(client, app, store, blobs, made, recipe):
+    job = client.post("/jobs", json={"model": made["model"], "spec": recipe}).json
+    store.redis.flushall()
+
+    Reaper(store, blobs, app.extensions[EXTENSION].celery, "none", 60).rebuild()
+
+    assert client.get(f"/jobs/{job['id']}").json == job
+    again = client.post("/jobs", json={"model": made["model"], "spec": recipe}).json
+    assert again["cache"] == "hit"

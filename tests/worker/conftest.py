@@ -58,16 +58,20 @@ class Workshop:
 
         return self.put_model("b", write)
 
-    def submit(self, model: str, recipe=INT8) -> str:
+    def submit(self, model: str, recipe=INT8, *, use_cache: bool = False) -> str:
         spec = JobSpec(
-            id=new_job_id(), model=model, recipe=parse_recipe(recipe), created_ms=now_ms()
+            id=new_job_id(),
+            model=model,
+            recipe=parse_recipe(recipe),
+            created_ms=now_ms(),
+            use_cache=use_cache,
         )
         self.blobs.write_spec(spec)
         self.store.submit(spec)
         return spec.id
 
-    def run(self, model: str, recipe=INT8):
-        job_id = self.submit(model, recipe)
+    def run(self, model: str, recipe=INT8, *, use_cache: bool = False):
+        job_id = self.submit(model, recipe, use_cache=use_cache)
         self.supervisor.run(job_id)
         return self.store.get(job_id)
 

@@ -416,3 +416,72 @@ def test_the_device_is_chosen_without_torch():
     assert choose_device("cpu") == "cpu"
     assert choose_device("cuda") == "cuda"
     assert choose_device("auto") in ("cpu", "cuda")
+
+
+def test_equal_jobs_that_are_submitted_together_are_made_once(workshop):
+    model = workshop.small_model()
+    recipes = [INT8, INT8 | {"budget": {"runtime": "1h"}}, INT8 | {"gate": {"max_size_ratio": 1}}]
+    job_ids = [workshop.submit(model, recipe, use_cache=True) for recipe in recipes]
+
+    for job_id in job_ids:
+        workshop.supervisor.run(job_id)
+
+    jobs = [workshop.store.get(job_id) for job_id in job_ids]
+    assert [(job.state, job.cache) for job in jobs] == [
+        ("succeeded", "miss"),
+        ("succeeded", "hit"),
+        ("succeeded", "hit"),
+    ]
+    assert [row.outcome for row in jobs[1].attempts] == ["succeeded"]
+    assert jobs[0].artifact == jobs[1].artifact == jobs[2].artifact
+    assert workshop.blobs.report(job_ids[1]) == workshop.blobs.report(job_ids[0])
+    inodes = {
+        (workshop.blobs.artifact_folder(job_id) / "model.safetensors").stat().st_ino
+        for job_id in job_ids
+    }
+    assert len(inodes) == 1
+
+
+def test_a_job_that_is_to_be_run_gives_the_bytes_of_an_equal_one(workshop):
+    model = workshop.small_model()
+
+    first, second = (workshop.run(model, INT8 | {"budget": {"runtime": h}}) for h in ("1h", "2h"))
+
+    assert (first.cache, second.cache) == ("bypass", "bypass")
+    assert first.artifact == second.artifact
+
+
+def test_a_gate_that_an_equal_job_does_not_pass_fails_the_job_with_its_report(workshop):
+    model = workshop.small_model()
+    workshop.run(model)
+
+    job = workshop.run(model, INT8 | {"gate": {"max_size_ratio": 0.1}}, use_cache=True)
+
+    assert (job.state, job.cache, job.failure["code"]) == ("failed", "hit", "gate_failed")
+    assert workshop.blobs.report(job.id)["artifact"]["size_ratio"] > 0.1
+    assert only_essentials(workshop.blobs, job.id) == {"report.json", "result.json", "spec.json"}
+
+
+def test_an_equal_job_that_lost_its_artifact_is_made_again(workshop):
+    model = workshop.small_model()
+    first = workshop.run(model)
+    (workshop.blobs.artifact_folder(first.id) / "model.safetensors").unlink()
+
+    second = workshop.run(model, use_cache=True)
+
+    assert (second.cache, second.artifact) == ("miss", first.artifact)
+
+
+def test_a_doorbell_for_an_answered_job_completes_its_digests(workshop, wait_until):
+    model = workshop.large_model()
+    first, second = workshop.run(model), workshop.run(model, use_cache=True)
+    digests = workshop.blobs.job_folder(second.id) / "sha256.json"
+    wait_until(digests.exists, "the digests")
+    expected = digests.read_bytes()
+    digests.unlink()
+
+    workshop.supervisor.run(second.id)
+
+    wait_until(digests.exists, "the digests again")
+    assert (second.cache, digests.read_bytes()) == ("hit", expected)
+    assert first.artifact == second.artifact

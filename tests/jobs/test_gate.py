@@ -1,6 +1,6 @@
 import pytest
 
-from engine.gate import check
+from jobs.gate import check
 from jobs.problems import Problem
 from jobs.recipe import Gate
 
