@@ -5,7 +5,7 @@ What a process holds before it touches a model depends on the machine and on wha
 that is measured: a worker tells the service, and the engine asks its own process.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from jobs.recipe import Recipe
@@ -17,9 +17,11 @@ _GOOD_CHUNK_BYTES = 128 * 1024
 _LEAST_CHUNK_BYTES = 16 * 1024
 #: Pages of the interpreter and its libraries that a job touches for the first time, whatever it is.
 _FIRST_TOUCH_BYTES = 5 * 1024**2
-#: Headers, the plan and the report, as Python's objects, for a tensor that comes in or goes out.
-_BYTES_PER_TENSOR_READ = 512
-_BYTES_PER_TENSOR_WRITTEN = 1408
+#: Headers, the plan and the report, as Python's objects: for each tensor that comes in, for each
+#: that goes out, and for each that changes.
+_BYTES_PER_TENSOR_READ = 2048
+_BYTES_PER_TENSOR_WRITTEN = 256
+_BYTES_PER_TENSOR_CHANGED = 2560
 #: The stack and the allocator's share of one more thread.
 _BYTES_PER_THREAD = 256 * 1024
 #: What one run of the same job holds more than another, so that a budget that fits always does.
@@ -50,20 +52,44 @@ class Levels:
 DEFAULT_LEVELS = Levels(idle_bytes=76 * 1024**2, inspection_bytes=400 * 1024**2, threads=2)
 
 
+def levels_of(measured: Mapping[str, int]) -> Levels:
+    """Give what workers measured, and the defaults for what they did not."""
+    return Levels(
+        idle_bytes=measured.get("idle_bytes", DEFAULT_LEVELS.idle_bytes),
+        inspection_bytes=measured.get("inspection_bytes", DEFAULT_LEVELS.inspection_bytes),
+        threads=measured.get("threads", DEFAULT_LEVELS.threads),
+    )
+
+
+@dataclass(frozen=True)
+class TensorCounts:
+    """How many tensors a job has to do with.
+
+    Attributes:
+        read: In the checkpoint.
+        written: In the artifact, scales and shapes of packed weights included.
+        changed: Of those in the checkpoint.
+    """
+
+    read: int
+    written: int
+    changed: int
+
+
 @dataclass(frozen=True)
 class MemoryModel:
     """What a job's memory is made of.
 
     Attributes:
         levels: What was measured.
-        tensors: How many tensors come in, and how many go out.
+        tensors: How many tensors it has to do with.
         targets: The tensors that change, one of each kind of treatment and shape.
         recipe: What is done to them.
         chunk_bytes: The largest chunk of a tensor that a thread may have in memory.
     """
 
     levels: Levels
-    tensors: tuple[int, int]
+    tensors: TensorCounts
     targets: tuple[Target, ...]
     recipe: Recipe
     chunk_bytes: int
@@ -75,7 +101,7 @@ class MemoryModel:
         recipe: Recipe,
         levels: Levels,
         *,
-        tensors: tuple[int, int],
+        tensors: TensorCounts,
         chunk_bytes: int,
     ) -> "MemoryModel":
         """Make the model of a job.
@@ -84,7 +110,7 @@ class MemoryModel:
             targets: The tensors that it changes.
             recipe: What it does to them.
             levels: What was measured where it runs.
-            tensors: How many tensors come in, and how many go out.
+            tensors: How many tensors it has to do with.
             chunk_bytes: The largest chunk of a tensor that a thread may have in memory.
 
         Returns:
@@ -120,8 +146,9 @@ class MemoryModel:
     def _work(self, buffers: WorkingSet) -> int:
         return (
             _FIRST_TOUCH_BYTES
-            + self.tensors[0] * _BYTES_PER_TENSOR_READ
-            + self.tensors[1] * _BYTES_PER_TENSOR_WRITTEN
+            + self.tensors.read * _BYTES_PER_TENSOR_READ
+            + self.tensors.written * _BYTES_PER_TENSOR_WRITTEN
+            + self.tensors.changed * _BYTES_PER_TENSOR_CHANGED
             + buffers.threads * _BYTES_PER_THREAD
             + buffers.nbytes
         )

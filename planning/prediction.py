@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jobs.problems import Detail, Problem
 from jobs.recipe import Budget, PruneStep
 from planning.aims import predicted_bytes
-from planning.memory_model import Levels, MemoryModel
+from planning.memory_model import Levels, MemoryModel, TensorCounts
 from planning.plan import Plan
 from planning.traffic import bytes_read
 from planning.working_set import CHUNK_BYTES, WorkingSet
@@ -71,7 +71,11 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
         [*targets, *(target.as_float(plan.recipe) for target in pruned)],
         plan.recipe,
         levels,
-        tensors=(len(plan.checkpoint.tensors), sum(len(shard.names) for shard in plan.shards)),
+        tensors=TensorCounts(
+            read=len(plan.checkpoint.tensors),
+            written=sum(len(shard.names) for shard in plan.shards),
+            changed=len(targets),
+        ),
         chunk_bytes=chunk_bytes,
     )
     buffers = model.fit(plan.recipe.budget.host_memory)

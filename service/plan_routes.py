@@ -1,6 +1,5 @@
 """POST /plans: what a job would cost, from headers alone."""
 
-from dataclasses import replace
 
 import structlog
 from flask import Blueprint, Response, jsonify, request
@@ -10,7 +9,7 @@ from jobs.checkpoint import Checkpoint, open_checkpoint
 from jobs.levels import read_levels
 from jobs.problems import Problem
 from planning.forecast import forecast
-from planning.memory_model import DEFAULT_LEVELS, Levels
+from planning.memory_model import Levels, levels_of
 from service.contract import JSON, Operation, check, declare, json_answer
 from service.model_routes import find_model
 from service.parts import parts
@@ -77,7 +76,7 @@ def known_levels() -> tuple[Levels, bool]:
     except RedisError as error:
         structlog.get_logger(__name__).warning("levels_unknown", error=str(error))
         measured = {}
-    return replace(DEFAULT_LEVELS, **measured), "idle_bytes" in measured
+    return levels_of(measured), "idle_bytes" in measured
 
 
 def _checkpoint(asked: PlanRequest) -> Checkpoint:
