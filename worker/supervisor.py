@@ -10,7 +10,6 @@ Trusted, and the only part of the worker that holds Redis. What each end of an a
 """
 
 import contextlib
-import errno
 import os
 import shutil
 import socket
@@ -36,7 +35,7 @@ from jobs.report import Report
 from jobs.settings import Settings
 from jobs.store import JobStore
 from planning.forecast import check_budget
-from planning.memory_model import DEFAULT_LEVELS
+from planning.memory_model import levels_of
 from planning.working_set import MOST_THREADS
 from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
@@ -138,14 +137,16 @@ class Supervisor:
                 outcome = stopped.outcome
             except OSError as error:
                 _log.exception("attempt_failed")
-                is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                code = "storage_full" if is_full else "internal_error"
-                outcome = Outcome("failed", Problem(code, f"{error.strerror}."))
+                outcome = Outcome("failed", Problem.from_os_error(error))
             if not _may_go_on(outcome):
                 # First: it may be what fills the disk, and the job's end has to be written there.
                 self._remove_work(job, token)
             if outcome.kind != "done":
-                self._settle(job, token, outcome)
+                try:
+                    self._settle(job, token, outcome)
+                except OSError as error:
+                    # Redis knows; a reaper writes it down once the disk can take it.
+                    _log.warning("end_not_written", error=str(error))
         return outcome
 
     def _work(self, job: Job, token: int, lease: Lease) -> Outcome:
@@ -155,7 +156,7 @@ class Supervisor:
         digest = job.model.removeprefix("mdl_")
         if self._blobs.meta("models", digest) is None:
             raise Problem("model_not_found", f"Model {job.model} is no longer stored.")
-        levels = replace(DEFAULT_LEVELS, **read_levels(self._store.redis))
+        levels = levels_of(read_levels(self._store.redis))
         check_budget(self._blobs.files("models", digest), job.recipe, levels)
         order = Order(
             model_folder=str(self._blobs.files("models", digest)),
@@ -271,8 +272,10 @@ class Supervisor:
             self._end(job, token, "failed", problem)
 
     def _remove_work(self, job: Job, token: int) -> None:
-        folder = self._blobs.job_folder(job.id) / f"work-{token}"
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = self._blobs.job_folder(job.id)
+        shutil.rmtree(folder / f"work-{token}", ignore_errors=True)
+        if not self._blobs.has_result(job.id):
+            shutil.rmtree(folder / f"artifact-{token}", ignore_errors=True)
 
     def _end(self, job: Job, token: int, state: Any, problem: Problem | None) -> None:  # noqa: ANN401
         result = JobResult(
