@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.crew import Bell, Settlement, Task
-from engine.journal import Journal, Record
+from engine.journal import Journal, Record, steps_of
 from engine.ledger import StepEntry, TensorEntry
 from engine.measurements import Measurement, Threshold
 from engine.relays import Relay, Relays
@@ -33,8 +33,7 @@ class Bookmarks:
 
     Args:
         bell: What tasks that wait for others wait at.
-        journal: Where they are written; None leaves none.
-        reached: The last bookmark; None where the job begins.
+        journal: Where the last one is found and others are left; None where the job cannot go on.
         entries: What is counted by step, set to what was counted up to there.
         every_bytes: How many bytes are read between two bookmarks at least.
 
@@ -52,11 +51,10 @@ class Bookmarks:
         self,
         bell: Bell,
         journal: Journal | None,
-        reached: Record | None,
         entries: Sequence[StepEntry],
         every_bytes: int,
     ) -> None:
-        self.reached = reached or Record()
+        self.reached = (journal and journal.reached) or Record()
         self.tensors = dict(self.reached.tensors)
         self.totals = {index: Relay(bell, ties) for index, ties in self.reached.totals.items()}
         self._journal = journal
@@ -65,6 +63,7 @@ class Bookmarks:
         self._unmarked_bytes = 0
         self._open_looks = 0
         self._here = _Place(self.reached.placement, 0, self.reached.passed_bytes)
+        self._files: dict[str, int] = {}
         self._touched: list[str] = []
         self._learnt: dict[Stream, tuple[Measurement, int]] = {}
         for entry, (seconds, bytes_read) in zip(entries, self.reached.steps, strict=False):
@@ -91,6 +90,10 @@ class Bookmarks:
         done = self.reached.chunks if placement == self.reached.placement else 0
         self._here = _Place(placement, done, self._here.passed_bytes)
         return done
+
+    def open_file(self, name: str, nbytes: int) -> None:
+        """Come to a file of the artifact."""
+        self._files[name] = nbytes
 
     def entry(self, tensor: str) -> TensorEntry:
         """Give the entry of a tensor that is about to change."""
@@ -151,13 +154,14 @@ class Bookmarks:
             self._journal,
             self._here,
             self._entries,
+            self._files,
             {name: self.tensors[name] for name in self._touched},
             {index: relay.fork() for index, relay in self.totals.items()},
             {index: relay.fork() for index, relay in ties.items()},
             self._learnt,
         )
         # The last tensor may go on to change.
-        self._touched, self._learnt = self._touched[-1:], {}
+        self._files, self._touched, self._learnt = {}, self._touched[-1:], {}
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,7 @@ class _Bookmark:
     journal: Journal
     place: _Place
     entries: Sequence[StepEntry]
+    files: Mapping[str, int]
     tensors: Mapping[str, TensorEntry]
     totals: Relays
     ties: Relays
@@ -179,10 +184,11 @@ class _Bookmark:
             thresholds.setdefault(index, {})[name] = measurement.found[:looks]
         self.journal.write(
             Record(
+                files=dict(self.files),
                 placement=self.place.placement,
                 chunks=self.place.chunks,
                 passed_bytes=self.place.passed_bytes,
-                steps=[(entry.seconds, entry.bytes_read) for entry in self.entries],
+                steps=steps_of(self.entries),
                 tensors=dict(self.tensors),
                 totals={index: relay.total() for index, relay in self.totals.items()},
                 ties={index: relay.total() for index, relay in self.ties.items()},

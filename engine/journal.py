@@ -9,30 +9,33 @@ Whoever writes a journal holds a lock on it, which the kernel releases when that
 journal that is still locked is not taken over: its job starts again with files of its own.
 """
 
+import errno
 import fcntl
 import json
 import os
 import zlib
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
+from shutil import rmtree
 from types import TracebackType
 from typing import Self
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from engine.ledger import TensorEntry
+from engine.ledger import StepEntry, TensorEntry
 from engine.measurements import Threshold
 
 _FORMAT = 1
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Record(BaseModel):
+class Record(BaseModel, extra="forbid"):
     """How far a job is: every task before this place has been done, and none after it counts.
 
     Attributes:
+        files: The size of each file of the artifact so far.
+        errors: What rounding each weight would lose, where the recipe had that measured first.
         placement: How many tensors are done.
         chunks: How many chunks of the next one are.
         passed_bytes: How many bytes of the model both have.
@@ -44,8 +47,8 @@ class Record(BaseModel):
             name, which is empty where it is all tensors.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
+    files: dict[str, int] = Field(default_factory=dict)
+    errors: dict[str, float] = Field(default_factory=dict)
     placement: int = 0
     chunks: int = 0
     passed_bytes: int = 0
@@ -65,26 +68,29 @@ class Journal:
     """A journal that is being written; a context that ends with it closed and unlocked.
 
     Args:
-        path: Where; replaced where it exists, so that whoever still writes to the old one cannot
-            reach this one.
-        fingerprint: Tells jobs apart; see `fingerprint_of`.
-        reached: How far the job is already; None where it begins.
+        path: Where; None writes none. One that is there is replaced, so that whoever still writes
+            to the old one cannot reach this one.
+        job: Tells the job from others; see `fingerprint_of`.
+        folder: The artifact. Where there is a journal, what is in there and does not belong to what
+            it says is removed.
+
+    Attributes:
+        reached: How far attempts before this one had come. None where the job has to begin: there
+            is no journal, it is another job's, its machine was started anew since, its writer still
+            lives, or a file that it speaks of is not there.
     """
 
-    def __init__(self, path: Path, fingerprint: str, reached: Record | None) -> None:
-        draft = path.with_name(f"{path.name}.new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-        self._file = os.open(draft, flags, 0o600)
-        self._is_whole = True
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._append(json.dumps(_heading(fingerprint)))
-            if reached is not None:
-                self.write(reached)
-            draft.rename(path)
-        except BaseException:
-            os.close(self._file)
-            raise
+    reached: Record | None
+
+    def __init__(self, path: Path | None, job: str, folder: Path) -> None:
+        self.reached = None
+        self._file: int | None = None
+        if path is None:
+            return
+        heading = {"format": _FORMAT, "boot": _BOOT_ID.read_text().strip(), "job": job}
+        self.reached = _read(path, heading, folder)
+        _clear(folder, self.reached.files if self.reached else {})
+        self._file = _begin(path, heading, self.reached)
 
     def __enter__(self) -> Self:
         return self
@@ -95,24 +101,28 @@ class Journal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        os.close(self._file)
+        self._close()
 
     def write(self, record: Record) -> None:
         """Say how far the job is.
 
-        Of tensors and thresholds only those are needed that are new or changed since the last
-        record. A disk without room ends the journal, not the job.
-        """
-        if self._is_whole:
-            with suppress(OSError):
-                self._append(record.model_dump_json())
-                return
-            self._is_whole = False
+        A disk without room ends the journal, not the job.
 
-    def _append(self, text: str) -> None:
-        line = _checked(text)
-        if os.write(self._file, line) < len(line):
-            raise OSError("A line of the journal was cut short.")
+        Args:
+            record: That. Of files, tensors, errors and thresholds it has those that are new or
+                changed since the last record.
+        """
+        if self._file is None:
+            return
+        try:
+            _append(self._file, record.model_dump_json(exclude_defaults=True))
+        except OSError:
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 def fingerprint_of(parts: Iterable[object]) -> str:
@@ -130,43 +140,79 @@ def fingerprint_of(parts: Iterable[object]) -> str:
     return hasher.hexdigest()
 
 
-def read_journal(path: Path, fingerprint: str) -> Record | None:
-    """Read how far an attempt that is gone had come.
+def steps_of(entries: Iterable[StepEntry]) -> list[tuple[float, int]]:
+    """Give what a record says of the steps."""
+    return [(entry.seconds, entry.bytes_read) for entry in entries]
 
-    Args:
-        path: Its journal.
-        fingerprint: The job that is to go on.
 
-    Returns:
-        All that is known; None where the job has to begin again: there is no journal, it is
-        another job's, its machine was started anew since, or its writer still lives.
-    """
+def _read(path: Path, heading: dict[str, object], folder: Path) -> Record | None:
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lines = file.read().split(b"\n")
+            texts = _whole_lines(file)
+            if json.loads(next(texts, "{}")) != heading:
+                return None
+            reached = _put_together(Record.model_validate_json(text) for text in texts)
     except (FileNotFoundError, BlockingIOError):
         return None
-    texts = []
-    for line in lines:
-        text = line[9:].decode(errors="replace")
-        if _checked(text) != line + b"\n":
-            break
-        texts.append(text)
-    if len(texts) < 2 or json.loads(texts[0]) != _heading(fingerprint):
+    if any(_size(folder / name) != nbytes for name, nbytes in reached.files.items()):
         return None
-    tensors: dict[str, TensorEntry] = {}
-    thresholds: dict[int, dict[str, list[Threshold]]] = {}
-    for text in texts[1:]:
-        record = Record.model_validate_json(text)
-        tensors |= record.tensors
-        for index, found in record.thresholds.items():
-            thresholds.setdefault(index, {}).update(found)
-    return record.model_copy(update={"tensors": tensors, "thresholds": thresholds})
+    return reached if reached.bytes_read else None
 
 
-def _heading(fingerprint: str) -> dict[str, object]:
-    return {"format": _FORMAT, "boot": _BOOT_ID.read_text().strip(), "job": fingerprint}
+def _whole_lines(file: Iterable[bytes]) -> Iterator[str]:
+    for line in file:
+        text = line[9:-1].decode(errors="replace")
+        if line != _checked(text):
+            return
+        yield text
+
+
+def _put_together(records: Iterable[Record]) -> Record:
+    whole = last = Record()
+    for last in records:
+        whole.files |= last.files
+        whole.errors |= last.errors
+        whole.tensors |= last.tensors
+        for index, found in last.thresholds.items():
+            whole.thresholds.setdefault(index, {}).update(found)
+    sums = {name: getattr(whole, name) for name in ("files", "errors", "tensors", "thresholds")}
+    return last.model_copy(update=sums)
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() and not path.is_symlink() else None
+
+
+def _clear(folder: Path, kept: Container[str]) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            rmtree(path)
+        elif path.name not in kept:
+            path.unlink()
+
+
+def _begin(path: Path, heading: dict[str, object], reached: Record | None) -> int:
+    draft = path.with_name(f"{path.name}.new")
+    draft.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+    file = os.open(draft, flags, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _append(file, json.dumps(heading))
+        if reached is not None:
+            _append(file, reached.model_dump_json(exclude_defaults=True))
+        draft.rename(path)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _append(file: int, text: str) -> None:
+    line = _checked(text)
+    if os.write(file, line) < len(line):
+        raise OSError(errno.ENOSPC, "A line of the journal was cut short.")
 
 
 def _checked(text: str) -> bytes:

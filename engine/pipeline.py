@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from engine.inspection import find_module_kinds
-from engine.journal import fingerprint_of
+from engine.journal import Journal, fingerprint_of
 from engine.ledger import StepEntry, count_planned
 from engine.memory import MemoryMeter
 from engine.pressing import press
 from engine.progress import Progress, Ticker
-from engine.rehearsal import settle_plan
+from engine.rehearsal import rehearse, settle_plan
 from engine.reporting import build_report
 from engine.side_files import copy_side_files, write_text
 from engine.source import Source
@@ -77,22 +77,24 @@ def compress(
     with MemoryMeter() as meter:
         plan, kinds = _plan(model_folder, recipe, on_progress)
         inspected = kinds.peak_bytes if kinds else None
-        levels = Levels(idle_bytes or meter.idle.resident_peak_bytes, inspected or 0, threads)
+        idle_bytes = idle_bytes or meter.idle.resident_peak_bytes
+        levels = Levels(idle_bytes, inspected or 0, threads, is_inspected=True)
         prediction = predict(plan, levels, chunk_bytes)
         refuse_overruns(prediction, recipe.budget)
-        with Source(plan.checkpoint) as source:
-            settled = settle_plan(plan, kinds, prediction, source, entries, on_progress)
-            plan, buffers = settled.plan, prediction.buffers
-            book = None if journal is None else (journal, _fingerprint(plan, buffers.chunk_bytes))
-            pressed = press(
-                plan, buffers, device, source, artifact_folder, book, entries, on_progress
-            )
+        job = _fingerprint(plan, prediction.buffers.chunk_bytes)
+        with Source(plan.checkpoint) as source, Journal(journal, job, artifact_folder) as book:
+            errors = rehearse(plan, prediction, source, book, entries, on_progress)
+            settled = settle_plan(plan, kinds, prediction, errors)
+            plan = settled.plan
+            folders = source, artifact_folder
+            pressed = press(plan, prediction.buffers, device, folders, book, entries, on_progress)
         count_planned(plan, entries)
         meter.sample()
         _write_the_rest(plan, artifact_folder)
     seconds = time.perf_counter() - started
     memory = (meter, pressed.device_memory, inspected)
-    return build_report(settled, prediction, (entries, pressed), memory, seconds)
+    counted = (entries, pressed.tensors, book.reached)
+    return build_report(settled, prediction, counted, memory, seconds)
 
 
 def _plan(

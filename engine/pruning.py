@@ -66,7 +66,7 @@ class Pruning:
         self._entries = entries
         self._bell = bell
         self._report = report
-        self._bookmarks = bookmarks or Bookmarks(bell, None, None, entries, 0)
+        self._bookmarks = bookmarks or Bookmarks(bell, None, entries, 0)
         self._measured: dict[tuple[int, str], Measurement] = {}
 
     def look_at(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from engine.crew import Bell, Crew, Settlement, Task
 from engine.gatherings import Gathering
+from engine.journal import Journal, Record, steps_of
 from engine.kernels import ProcessorKernels
 from engine.ledger import StepEntry, TensorEntry
 from engine.looks import Look, Seen
@@ -33,34 +34,24 @@ from planning.selection import Target
 
 
 def settle_plan(
-    plan: Plan,
-    kinds: ModuleKinds | None,
-    prediction: Prediction,
-    source: Source,
-    entries: Sequence[StepEntry],
-    on_progress: Callable[[Progress], None],
+    plan: Plan, kinds: ModuleKinds | None, prediction: Prediction, errors: Mapping[str, float]
 ) -> Settled:
     """Decide what stays float, where the recipe aims at a size or an error.
 
     Args:
         plan: The plan that quantizes all it can.
         kinds: The model's modules.
-        prediction: What that was predicted to cost, with the buffers to use.
-        source: The model's files.
-        entries: Where the cost of each step is counted.
-        on_progress: Told how far it is, as phase ``measure``.
+        prediction: What that was predicted to cost.
+        errors: What was measured by `rehearse`.
 
     Returns:
         The plan to execute; the same plan where the recipe does not aim.
 
     Raises:
-        Problem: `non_finite_weight`, `invalid_checkpoint`, `disk_budget_exceeded`; or as
-            `planning.aims.settle`.
+        Problem: `disk_budget_exceeded`; or as `planning.aims.settle`.
     """
     if plan.recipe.aimed_step is None:
         return Settled(plan)
-    refuse_target(plan)
-    errors = rehearse(plan, prediction, source, entries, on_progress)
     settled = settle(plan, kinds, errors)
     exact = replace(prediction, artifact_bytes=settled.plan.artifact_bytes)
     refuse_overruns(exact, plan.recipe.budget)
@@ -71,25 +62,33 @@ def rehearse(
     plan: Plan,
     prediction: Prediction,
     source: Source,
+    journal: Journal,
     entries: Sequence[StepEntry],
     on_progress: Callable[[Progress], None],
 ) -> dict[str, float]:
-    """Measure what rounding each quantized weight would lose.
+    """Measure what rounding each quantized weight would lose, where the recipe aims at something.
 
     Args:
         plan: What would be done.
         prediction: What that was predicted to cost, with the buffers to use.
         source: The model's files.
+        journal: Knows it where an attempt before this one measured it, and is told of it.
         entries: Where the cost of each step is counted.
         on_progress: Told how far it is, as phase ``measure``.
 
     Returns:
-        By name, the relative RMSE. It is computed on the processor whatever the device, so that
-        the choice that is made of it does not depend on that.
+        By name, the relative RMSE; empty where the recipe does not aim. It is computed on the
+        processor whatever the device, so that the choice that is made of it does not depend on
+        that.
 
     Raises:
-        Problem: `non_finite_weight`, `invalid_checkpoint`.
+        Problem: `non_finite_weight`, `invalid_checkpoint`; or as `planning.aims.refuse_target`.
     """
+    if plan.recipe.aimed_step is None:
+        return {}
+    if journal.reached is not None:
+        return journal.reached.errors
+    refuse_target(plan)
     recipe, buffers = plan.recipe, prediction.buffers
     targets = list(plan.selection.targets.values())
     extents = {target.name: extent_of(target, buffers.chunk_bytes) for target in targets}
@@ -101,11 +100,13 @@ def rehearse(
     found = {target.name: TensorEntry() for target in targets}
     benches = [Workbench(buffers.per_thread, ProcessorKernels()) for _ in range(buffers.threads)]
     Crew(benches, bell).run(_trials(targets, pruning, found, entries, ticker))
-    return {
+    errors = {
         target.name: found[target.name].relative_rmse
         for target in targets
         if target.scheme is not None
     }
+    journal.write(Record(errors=errors, steps=steps_of(entries)))
+    return errors
 
 
 def _trials(

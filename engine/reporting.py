@@ -1,13 +1,13 @@
 """Puts a job's measurements together into its report."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
+from engine.journal import Record
 from engine.ledger import StepEntry, TensorEntry
 from engine.loaders import loaders_of
 from engine.memory import MemoryMeter
-from engine.pressing import Pressed
 from jobs.recipe import Recipe
 from jobs.report import (
     ArtifactFacts,
@@ -29,7 +29,7 @@ from planning.prediction import Prediction
 def build_report(
     settled: Settled,
     prediction: Prediction,
-    counted: tuple[Sequence[StepEntry], Pressed],
+    counted: tuple[Sequence[StepEntry], Mapping[str, TensorEntry], Record | None],
     memory: tuple[MemoryMeter, DeviceMemory | None, int | None],
     seconds: float,
 ) -> Report:
@@ -38,7 +38,7 @@ def build_report(
     Args:
         settled: What was done.
         prediction: What it was to cost.
-        counted: What was counted, by step and by tensor.
+        counted: What was counted, by step and by tensor, and what of that an attempt before did.
         memory: What was measured of the host's memory and of the device's, and the resident peak
             of the process that looked at the model's modules.
         seconds: How long it took.
@@ -46,12 +46,20 @@ def build_report(
     Returns:
         The report.
     """
-    steps, pressed = counted
+    steps, tensors, reached = counted
     plan = settled.plan
     checkpoint, shards, recipe = plan.checkpoint, plan.shards, plan.recipe
     model_bytes = sum(s.source.header.data_start + s.source.header.data_bytes for s in shards)
     artifact_bytes = sum(shard.nbytes for shard in shards)
     facts = checkpoint.facts()
+    reports = tuple(
+        _tensor(placement, tensors[placement.source.name])
+        for shard in shards
+        for placement in shard.placements
+        if placement.target is not None
+    )
+    # Of thousands of tensors, these are the most that the job holds.
+    memory[0].sample()
     return Report(
         model=ModelFacts(
             format=checkpoint.format,
@@ -65,12 +73,7 @@ def build_report(
         ),
         memory=_memory(*memory, recipe, prediction),
         steps=tuple(e.report(step) for e, step in zip(steps, recipe.steps, strict=True)),
-        tensors=tuple(
-            _tensor(placement, pressed.tensors[placement.source.name])
-            for shard in shards
-            for placement in shard.placements
-            if placement.target is not None
-        ),
+        tensors=reports,
         skipped=plan.selection.skipped,
         sensitivity=settled.sensitivity,
         loaders=loaders_of(
@@ -79,7 +82,7 @@ def build_report(
             has_config=checkpoint.config is not None,
         ),
         speed=Speed(total_seconds=seconds, input_bytes_per_second=model_bytes / max(seconds, 1e-9)),
-        resumed=Resumed(bytes_skipped=pressed.reached.bytes_read) if pressed.reached else None,
+        resumed=Resumed(bytes_skipped=reached.bytes_read) if reached else None,
         versions=_versions(has_config=checkpoint.config is not None, inspection=memory[2]),
     )
 

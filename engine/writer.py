@@ -73,6 +73,7 @@ class Writer:
         for shard in shards:
             output = self._outputs.create(shard.source.name, shard.nbytes)
             output.write(np.frombuffer(shard.header, np.uint8), 0)
+            self._bookmarks.open_file(shard.source.name, shard.nbytes)
             for number, placement in zip(numbers, shard.placements, strict=False):
                 if number < reached:
                     continue

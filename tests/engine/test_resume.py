@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 from engine.pipeline import Progress, compress
 from jobs.recipe import parse_recipe
 from jobs.report import Report
 
 CHUNK_BYTES = 256
+SHARD = "model-00001-of-00002.safetensors"
 W8A16 = {"op": "quantize", "scheme": "w8a16"}
 W8A8 = {"op": "quantize", "scheme": "w8a8"}
 RECIPES = {
@@ -29,6 +32,9 @@ RECIPES = {
     "2:4": [{"op": "prune", "structure": "2:4"}, W8A16],
     "random": [{"op": "prune", "method": "random", "sparsity": 0.3}],
     "random global": [{"op": "prune", "method": "random", "sparsity": 0.3, "scope": "global"}],
+    "transposed": [{"op": "prune", "sparsity": 0.4}, W8A8],
+    "transposed rows": [{"op": "prune", "sparsity": 0.4, "scope": "row"}, W8A16],
+    "aimed": [{"op": "prune", "structure": "2:4"}, W8A16 | {"max_relative_rmse": 0.0064}],
     "three steps": [
         {"op": "prune", "sparsity": 0.3},
         {"op": "prune", "sparsity": 0.5, "scope": "global"},
@@ -44,11 +50,15 @@ class Attempt:
     progress: list[Progress]
     report: Report | None
 
-    def done(self, phase: str) -> list[int]:
-        return [progress.done for progress in self.progress if progress.phase == phase]
+    @property
+    def passed(self) -> list[int]:
+        """How many bytes of the model were passed, each time that was told."""
+        return [progress.done for progress in self.progress if progress.phase == "compress"]
 
 
-def attempt(model: Path, work: Path, steps: list, threads: int, kill_at: int | None) -> Attempt:
+def attempt(
+    model: Path, work: Path, steps: list, threads: int = 1, kill_at: int | None = None
+) -> Attempt:
     """Start or go on with a job, in a process that kills itself at a report of progress."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -66,7 +76,7 @@ def attempt(model: Path, work: Path, steps: list, threads: int, kill_at: int | N
             report = compress(
                 model,
                 work / "artifact",
-                parse_recipe({"steps": steps}),
+                parse_recipe({"steps": steps, "output": {"format": "safetensors"}}),
                 on_progress=on_progress,
                 chunk_bytes=CHUNK_BYTES,
                 threads=threads,
@@ -117,24 +127,120 @@ def model(save_model, weights):
             "1.bias": weights(100),
             "2.weight": (weights(64, 16) * 8).round() / 8,
             "3.weight": weights(0, 16),
-            "4.weight": weights(7, 8).float(),
-        }
+            "4.weight": weights(7, 8).bfloat16(),
+        },
+        shards=2,
     )
+
+
+@pytest.fixture
+def gpt2(tmp_path):
+    """Weights that stand in their file as [inputs, channels], so that columns are channels."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=24, n_layer=1, n_head=2, vocab_size=11, n_positions=8)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_job_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
-    model, work, recipe, threads
+    model, gpt2, work, recipe, threads
 ):
-    whole = attempt(model, work("whole"), RECIPES[recipe], threads, kill_at=None)
+    chosen = gpt2 if "transposed" in recipe else model
+    whole = attempt(chosen, work("whole"), RECIPES[recipe], threads)
     killed = work("killed")
+    attempts, kill_at = [], 3
 
-    kill_at, attempts = 3, [attempt(model, killed, RECIPES[recipe], threads, kill_at=3)]
-    while attempts[-1].report is None:
+    while not (attempts and attempts[-1].report):
+        attempts.append(attempt(chosen, killed, RECIPES[recipe], threads, kill_at))
         kill_at += 9
-        attempts.append(attempt(model, killed, RECIPES[recipe], threads, kill_at=kill_at))
 
     assert len(attempts) > 2
     assert digests(killed / "artifact") == digests(killed.parent / "whole" / "artifact")
     assert figures(attempts[-1].report) == figures(whole.report)
+    assert whole.report.resumed is None
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "tensor", "global", "2:4"])
+def test_an_attempt_reads_again_no_more_than_lies_behind_the_last_bookmark(model, work, recipe):
+    # Sixteen chunks lie between two bookmarks, and then a row that is longer than a chunk ends.
+    bound = 16 * CHUNK_BYTES + 400 * 4
+    killed = work("killed")
+    before = attempt(model, killed, RECIPES[recipe], kill_at=3)
+
+    for kill_at in range(30, 300, 30):
+        after = attempt(model, killed, RECIPES[recipe], kill_at=kill_at)
+        if before.passed and len(after.passed) > 1:
+            # The first tells that it begins, the second where.
+            assert after.passed[1] >= before.passed[-1] - bound
+        before = after
+
+    assert before.report is not None
+
+
+def test_what_was_measured_is_not_measured_again(model, work):
+    killed = work("killed")
+    told = len(attempt(model, work("whole"), RECIPES["global"]).progress)
+    attempt(model, killed, RECIPES["global"], kill_at=told - 20)
+
+    last = attempt(model, killed, RECIPES["global"])
+
+    assert {one.phase for one in last.progress} == {"inspect", "compress"}
+    measured = last.report.steps[0].bytes_read
+    assert last.report.resumed.bytes_skipped >= measured + last.passed[1] > measured
+
+
+def test_an_attempt_after_one_whose_artifact_was_not_collected_reads_nothing(model, work):
+    again = work("again")
+    whole = attempt(model, again, RECIPES["tensor"])
+    left = digests(again / "artifact")
+    (again / "artifact" / "manifest.json").write_text("")
+
+    last = attempt(model, again, RECIPES["tensor"])
+
+    read = sum(step.bytes_read for step in whole.report.steps)
+    assert last.report.resumed.bytes_skipped == read
+    assert digests(again / "artifact") == left
+    assert figures(last.report) == figures(whole.report)
+
+
+def truncate(_, work: Path) -> None:
+    os.truncate(work / "artifact" / SHARD, 9)
+
+
+def remove_shard(_, work: Path) -> None:
+    (work / "artifact" / SHARD).unlink()
+
+
+def remove_journal(_, work: Path) -> None:
+    (work / "journal").unlink()
+
+
+def touch_model(model: Path, _) -> None:
+    os.utime(model / SHARD, (1, 1))
+
+
+@pytest.mark.parametrize("change", [truncate, remove_shard, remove_journal, touch_model])
+def test_a_job_that_cannot_go_on_begins_again(model, work, change):
+    attempt(model, work("whole"), [W8A8])
+    killed = work("killed")
+    attempt(model, killed, [W8A8], kill_at=100)
+
+    change(model, killed)
+    last = attempt(model, killed, [W8A8])
+
+    assert last.report.resumed is None
+    assert last.passed[1] > 0 == last.passed[0]
+    assert digests(killed / "artifact") == digests(killed.parent / "whole" / "artifact")
+
+
+def test_another_recipe_begins_again(model, work):
+    attempt(model, work("whole"), [W8A16])
+    killed = work("killed")
+    attempt(model, killed, [W8A8], kill_at=100)
+
+    last = attempt(model, killed, [W8A16])
+
+    assert last.report.resumed is None
+    assert digests(killed / "artifact") == digests(killed.parent / "whole" / "artifact")
