@@ -62,7 +62,8 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
 
     Returns:
         The prediction. Bytes are exact, unless what stays float is found out on the way: then
-        those read are the most. The host's peak is near what the report will say.
+        those read are the most, and of those written only the artifact's are certain. The host's
+        peak is near what the report will say.
     """
     targets = list(plan.selection.targets.values())
     is_aimed = plan.recipe.aimed_step is not None
