@@ -15,6 +15,7 @@ from engine.pressing import press
 from engine.progress import Progress, Ticker
 from engine.rehearsal import rehearse, settle_plan
 from engine.reporting import build_report
+from engine.room import require_room
 from engine.side_files import copy_side_files, write_text
 from engine.source import Source
 from jobs.checkpoint import open_checkpoint
@@ -86,6 +87,7 @@ def compress(
             errors = rehearse(plan, prediction, source, book, entries, on_progress)
             settled = settle_plan(plan, kinds, prediction, errors)
             plan = settled.plan
+            require_room(artifact_folder, plan.artifact_bytes)
             folders = source, artifact_folder
             pressed = press(plan, prediction.buffers, device, folders, book, entries, on_progress)
         count_planned(plan, entries)

@@ -5,6 +5,7 @@ Every refused request and every failed job carries a code from `CATALOGUE`. The 
 handles both with the same code.
 """
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -171,6 +172,20 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
             ],
             extra={k: v for k, v in members.items() if k not in known},
         )
+
+    @classmethod
+    def from_os_error(cls, error: OSError) -> "Problem":
+        """Name what the operating system refused to an attempt at a job.
+
+        Args:
+            error: What it raised.
+
+        Returns:
+            `storage_full` where the disk had no room, and else `internal_error`.
+        """
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return cls("storage_full", f"The disk filled while the job wrote: {error.strerror}.")
+        return cls("internal_error", f"{type(error).__name__}: {error.strerror}.")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Problem.from_dict, (self.to_dict(),))

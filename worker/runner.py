@@ -8,7 +8,6 @@ to its supervisor through one pipe: a JSON line per message.
     {"done": true}              what it was to make is in the work folder
 """
 
-import errno
 import json
 import os
 import resource
@@ -74,11 +73,7 @@ def run(order: Order, pipe: int) -> None:
         _send(pipe, {"problem": _out_of_memory().to_dict()})
     except OSError as error:
         traceback.print_exc()
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        code = "storage_full" if full else "internal_error"
-        _send(
-            pipe, {"problem": Problem(code, f"{type(error).__name__}: {error.strerror}.").to_dict()}
-        )
+        _send(pipe, {"problem": Problem.from_os_error(error).to_dict()})
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must learn of it
         traceback.print_exc()
         unexpected = Problem("internal_error", f"The runner raised {type(error).__name__}.")

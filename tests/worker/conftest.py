@@ -104,7 +104,19 @@ class Workshop:
 
 
 @pytest.fixture
-def workshop(redis_url, tmp_path):
-    workshop = Workshop(redis_url, tmp_path)
-    yield workshop
-    workshop.close()
+def make_workshop(redis_url):
+    """Opens a workshop in a folder."""
+    opened = []
+
+    def make(folder: Path) -> Workshop:
+        opened.append(Workshop(redis_url, folder))
+        return opened[-1]
+
+    yield make
+    for workshop in opened:
+        workshop.close()
+
+
+@pytest.fixture
+def workshop(make_workshop, tmp_path):
+    return make_workshop(tmp_path)
