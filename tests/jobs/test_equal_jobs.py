@@ -4,9 +4,12 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from blake3 import blake3
+from safetensors.numpy import save_file
 
+from engine.pipeline import compress
 from jobs import equal_jobs
 from jobs.blobs import now_ms
 from jobs.equal_jobs import answer, equality_key, link_or_copy, remember
@@ -15,7 +18,8 @@ from jobs.recipe import parse_recipe
 from jobs.sweeping import sweep
 
 MODEL = "mdl_" + "ab" * 32
-STEPS = {"steps": [{"op": "quantize", "scheme": "w8a16"}]}
+INT8 = {"op": "quantize", "scheme": "w8a16"}
+STEPS = {"steps": [INT8]}
 REPORT = json.loads((Path(__file__).parents[1] / "modelpress" / "report.json").read_text())
 FILES = {"model.safetensors": b"weights", "sub/tokenizer.json": b"{}"}
 
@@ -261,3 +265,48 @@ def test_sweeping_removes_the_marks_of_jobs_that_are_gone(blobs, made):
 
     assert [path.name for path in (blobs.root / "equal").rglob("job_*")] == [made.id]
     assert len(list((blobs.root / "equal").iterdir())) == 1
+
+
+PRUNE = {"op": "prune", "sparsity": 0.5}
+#: What the engine writes for a fixed model, by recipe. Where one of these has to be changed,
+#: ENGINE_VERSION has to be raised with it.
+WRITTEN_BY_VERSION_1 = {
+    "w8a16": "d614c404d990e698703f48742f4d6b12",
+    "w8a8": "d2e4b50a2cccc5afb9fdd850ba3358b2",
+    "groups of 32": "a13af18333a6b7d9ce85ffb54af9ce2b",
+    "magnitude": "082e0e0e01f684f15cf92eb11ae5b608",
+    "magnitude, global": "7cad1b8cdcb6056daa169a81e9314207",
+    "random": "56b929fd3e0d41e0acfcfca74dbf40b9",
+    "2:4": "d7f170edd50a86d7f72b628522fda76f",
+}
+RECIPES = {
+    "w8a16": [INT8],
+    "w8a8": [INT8 | {"scheme": "w8a8"}],
+    "groups of 32": [INT8 | {"group_size": 32}],
+    "magnitude": [PRUNE, INT8],
+    "magnitude, global": [PRUNE | {"scope": "global"}, INT8],
+    "random": [PRUNE | {"method": "random", "seed": 7}],
+    "2:4": [{"op": "prune", "structure": "2:4"}, INT8],
+}
+
+
+def test_the_engine_writes_what_its_version_stands_for(tmp_path):
+    # Integers modulo a prime, so that no library's random numbers decide about the model.
+    count = 64 * 128
+    weight = (np.arange(1, count + 1) * 40_503 % 65_521).astype(np.float32) / 65_521 - 0.5
+    tensors = {"a.weight": weight.reshape(64, 128), "b.weight": weight.reshape(64, 128) / 4}
+    (tmp_path / "model").mkdir()
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+
+    written = {}
+    for name, steps in RECIPES.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        recipe = parse_recipe({"steps": steps})
+        compress(tmp_path / "model", folder, recipe, on_progress=lambda _: None)
+        found = contents(folder)
+        listing = "".join(f"{blake3(found[path]).hexdigest()} {path}\n" for path in sorted(found))
+        written[name] = blake3(listing.encode()).hexdigest(16)
+
+    assert equal_jobs.ENGINE_VERSION == 1
+    assert written == WRITTEN_BY_VERSION_1
