@@ -5,12 +5,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
+from jobs.safetensors_header import TensorSpec
 
 Values = npt.NDArray[np.float64]
 
@@ -19,7 +21,7 @@ WINDOW = 8192
 _MOST_PLACES = 16
 _FEWEST_PLACES = 3
 #: Places of a model with so many tensors that each gets few.
-_PLACES_OF_ALL = 32_768
+_PLACES_OF_ALL = 16_384
 
 
 @dataclass(frozen=True, order=True)
@@ -54,13 +56,17 @@ def choose_places(name: str, rows: int, columns: int, tensors: int) -> list[Plac
         return []
     count = max(_FEWEST_PLACES, min(_MOST_PLACES, _PLACES_OF_ALL // tensors)) - 2
     windows = -(-columns // WINDOW)
-    random = np.random.default_rng([*name.encode()])
-    drawn = zip(random.integers(0, rows, count), random.integers(0, windows, count), strict=True)
-    chosen = {(0, 0), (rows - 1, windows - 1), *((int(row), int(window)) for row, window in drawn)}
+    drawn = ((_draw(f"{name} {i} row", rows), _draw(f"{name} {i}", windows)) for i in range(count))
+    chosen = {(0, 0), (rows - 1, windows - 1), *drawn}
     return [
         Place(row, window * WINDOW, min(columns, (window + 1) * WINDOW))
         for row, window in sorted(chosen)
     ]
+
+
+def _draw(seed: str, limit: int) -> int:
+    # Spread well enough, and numpy's generators would map a megabyte more of its code.
+    return crc32(seed.encode()) % limit
 
 
 class TensorFiles:
@@ -71,17 +77,15 @@ class TensorFiles:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._starts: dict[str, tuple[int, int]] = {}
+        self._folder = checkpoint.folder
+        self._homes = {tensor.name: shard for shard, tensor in checkpoint.walk()}
+        self._files: dict[str, int] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        for shard in self._checkpoint.shards:
-            path = self._checkpoint.folder / shard.name
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self._stack.callback(os.close, file)
-            for tensor in shard.header.tensors:
-                self._starts[tensor.name] = file, shard.header.data_start + tensor.start
+        for name in {shard.name for shard in self._homes.values()}:
+            self._files[name] = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            self._stack.callback(os.close, self._files[name])
         return self
 
     def __exit__(
@@ -92,11 +96,13 @@ class TensorFiles:
     ) -> None:
         self._stack.close()
 
-    def read(self, name: str, first: int, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    def read(
+        self, tensor: TensorSpec, first: int, count: int, dtype: npt.DTypeLike
+    ) -> npt.NDArray[Any]:
         """Read consecutive elements of a tensor.
 
         Args:
-            name: The tensor.
+            tensor: The tensor.
             first: The first of them, as the tensor's bytes are cut into `dtype`.
             count: How many.
             dtype: What they are read as.
@@ -107,31 +113,26 @@ class TensorFiles:
         Raises:
             Problem: `invalid_artifact`: the file ended early.
         """
-        file, start = self._starts[name]
+        shard = self._homes[tensor.name]
         elements = np.empty(count, dtype)
-        read = os.preadv(file, [elements.data], start + first * elements.itemsize)
-        if read != elements.nbytes:
-            raise Problem(
-                "invalid_artifact",
-                f"The file ended inside tensor {name!r}.",
-                extra={"tensor": name},
-            )
+        position = shard.header.data_start + tensor.start + first * elements.itemsize
+        if os.preadv(self._files[shard.name], [elements.data], position) != elements.nbytes:
+            raise Problem("invalid_artifact", f"{shard.name} ended inside tensor {tensor.name!r}.")
         return elements
 
-    def read_floats(self, name: str, first: int, count: int, dtype: str) -> Values:
+    def read_floats(self, tensor: TensorSpec, first: int, count: int) -> Values:
         """Read consecutive values of a tensor.
 
         Args:
-            name: The tensor.
+            tensor: The tensor, of dtype BF16, F16 or F32.
             first: The first of them.
             count: How many.
-            dtype: Its dtype in the header: BF16, F16 or F32.
 
         Returns:
             The values, exact.
         """
-        if dtype == "BF16":
-            patterns = self.read(name, first, count, np.uint16).astype(np.uint32) << 16
+        if tensor.dtype == "BF16":
+            patterns = self.read(tensor, first, count, np.uint16).astype(np.uint32) << 16
             return patterns.view(np.float32).astype(np.float64)
-        kind = {"F16": np.float16, "F32": np.float32}[dtype]
-        return self.read(name, first, count, kind).astype(np.float64)
+        kind = {"F16": np.float16, "F32": np.float32}[tensor.dtype]
+        return self.read(tensor, first, count, kind).astype(np.float64)

@@ -18,10 +18,11 @@ from engine.memory import own_peak_bytes
 from engine.progress import Progress, Ticker
 from engine.samples import Place, TensorFiles, Values, choose_places
 from engine.verified_files import check_files, open_artifact
-from engine.verified_forms import Form, bits_of, find_forms, wrong
+from engine.verified_forms import Claims, Form, bits_of, find_forms, wrong
 from jobs.checkpoint import open_checkpoint
 from jobs.recipe import Recipe
-from jobs.report import Report, Verification
+from jobs.report import Verification
+from jobs.safetensors_header import TensorSpec
 
 #: Half a step, and what a float32 quotient of up to 128 steps can be off.
 _MAX_ERROR_STEPS = 0.5 + 128 * 2.0**-24
@@ -37,17 +38,17 @@ def verify(
     model_folder: Path,
     artifact_folder: Path,
     recipe: Recipe,
-    report: Report,
+    claims: Claims,
     *,
     on_progress: Callable[[Progress], None],
 ) -> Verification:
-    """Compare an artifact with the model it was made from, and with what its report claims.
+    """Compare an artifact with the model it was made from, and with what is claimed of it.
 
     Args:
         model_folder: The model.
         artifact_folder: The artifact, without its manifest.
         recipe: What was to be done.
-        report: What is claimed to have been done.
+        claims: What its report says to have been done.
         on_progress: Told how far it is.
 
     Returns:
@@ -61,7 +62,7 @@ def verify(
     """
     started = time.perf_counter()
     model, artifact = open_checkpoint(model_folder), open_artifact(artifact_folder)
-    forms = find_forms(model.tensors, artifact.tensors, recipe, report)
+    forms = find_forms(model.tensors, artifact.tensors, recipe, claims)
     check_files(model, artifact, forms, recipe)
     steps = len(recipe.steps)
     ticker = Ticker(on_progress, Progress("verify", steps, steps, 0, len(forms), "tensors"))
@@ -73,7 +74,7 @@ def verify(
             if form.scale is None:
                 comparison.check_bits(places)
             else:
-                errors.append(comparison.check_rounding(places))
+                errors.append(comparison.check_rounding(places, form.scale))
             rows += len({place.row for place in places})
             ticker.advance(1)
     return Verification(
@@ -99,25 +100,25 @@ class _Comparison:
         for place in places:
             first = place.row * form.columns + place.start
             part = first, place.stop - place.start, dtype
-            before = self.before.read(form.source.name, *part)
-            after = self.after.read(form.weight.name, *part)
+            before = self.before.read(form.source, *part)
+            after = self.after.read(form.weight, *part)
             is_wrong = before != after
             if form.may_be_pruned:
                 is_wrong &= after != 0
             self._refuse(is_wrong, place, "is neither the model's value nor pruned to 0")
 
-    def check_rounding(self, places: list[Place]) -> float:
+    def check_rounding(self, places: list[Place], scale: TensorSpec) -> float:
         """Check an int8 tensor, and give its largest error in steps."""
         if self.form.shape is not None:
-            self._check_shape(self.form.shape.name)
-        return max((self._check_place(place) for place in places), default=0.0)
+            self._check_shape(self.form.shape)
+        return max((self._check_place(place, scale) for place in places), default=0.0)
 
-    def _check_place(self, place: Place) -> float:
+    def _check_place(self, place: Place, scale: TensorSpec) -> float:
         form = self.form
         first, count = place.row * form.columns + place.start, place.stop - place.start
-        weights = self.before.read_floats(form.source.name, first, count, form.source.dtype)
+        weights = self.before.read_floats(form.source, first, count)
         values = self._read_int8(place)
-        scales = self._read_scales(place)
+        scales = self._read_scales(place, scale)
         self._refuse(~((scales > 0) & (scales < np.inf)), place, "has a scale that is no number")
         is_pruned = (values == 0) if form.may_be_pruned else np.zeros(count, np.bool_)
         errors = np.where(is_pruned, 0, np.abs(values * scales - weights) / scales)
@@ -125,18 +126,18 @@ class _Comparison:
         self._check_scales(np.where(is_pruned, 0, np.abs(weights)), scales, place)
         return float(errors.max())
 
-    def _check_shape(self, name: str) -> None:
-        shape = self.form.source.shape
-        stored = self.after.read(name, 0, len(shape), np.int64).tolist()
-        if stored != list(shape):
-            raise wrong(self.form.source.name, f"{name} says {stored}, not {list(shape)}", row=0)
+    def _check_shape(self, tensor: TensorSpec) -> None:
+        meant = list(self.form.source.shape)
+        stored = self.after.read(tensor, 0, len(meant), np.int64).tolist()
+        if stored != meant:
+            raise wrong(self.form.source.name, f"{tensor.name} says {stored}, not {meant}", row=0)
 
     def _read_int8(self, place: Place) -> Values:
         form = self.form
         is_last = place.stop == form.columns
         width = (form.row_bytes if is_last else place.stop) - place.start
         first = place.row * form.row_bytes + place.start
-        values = self.after.read(form.weight.name, first, width, np.uint8)
+        values = self.after.read(form.weight, first, width, np.uint8)
         count = place.stop - place.start
         if form.shape is None:
             return values.view(np.int8).astype(np.float64)
@@ -144,16 +145,17 @@ class _Comparison:
             raise wrong(form.source.name, "is padded with other than 0", place.row)
         return values[:count].astype(np.float64) - 128
 
-    def _read_scales(self, place: Place) -> Values:
-        """Give the scale of each value, [W]."""
-        form, scale = self.form, self.form.scale
-        assert scale is not None  # noqa: S101 - the caller asked
-        columns = np.arange(place.start, place.stop)
-        group = columns // (form.columns // form.groups)
-        row = 0 if form.has_scales_by_column else place.row
-        first, count = row * form.groups + int(group[0]), int(group[-1] - group[0]) + 1
-        scales = self.after.read_floats(scale.name, first, count, scale.dtype)
-        return np.repeat(scales, np.bincount(group - group[0]))
+    def _read_scales(self, place: Place, scale: TensorSpec) -> Values:
+        """Give the scale of each value, or of all, [W] or [1]."""
+        form = self.form
+        if form.groups == 1:
+            return self.after.read_floats(scale, place.row % scale.shape[0], 1)
+        group = np.arange(place.start, place.stop) // (form.columns // form.groups)
+        # One scale per column is the same for all rows.
+        first = place.row % scale.shape[0] * form.groups + int(group[0])
+        scales = self.after.read_floats(scale, first, int(group[-1] - group[0]) + 1)
+        spread: Values = scales[group - group[0]]
+        return spread
 
     def _check_scales(self, magnitudes: Values, scales: Values, place: Place) -> None:
         """Refuse scales that are larger than the largest weight of their row or group asks for."""
@@ -166,7 +168,7 @@ class _Comparison:
         peaks = np.repeat(magnitudes[whole].reshape(-1, size).max(axis=1), size)
         limit = peaks * (_SLACK / _STEPS) + _LEAST_SCALE[form.source.dtype]
         is_wrong = np.zeros(len(magnitudes), np.bool_)
-        is_wrong[whole] = (peaks > 0) & (scales[whole] > limit)
+        is_wrong[whole] = (peaks > 0) & (np.broadcast_to(scales, len(magnitudes))[whole] > limit)
         self._refuse(is_wrong, place, "has a larger scale than any weight of its row needs")
 
     def _refuse(self, is_wrong: npt.NDArray[np.bool_], place: Place, what: str) -> None:

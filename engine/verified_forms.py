@@ -7,15 +7,28 @@ before a byte of them is read.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jobs.problems import Problem
 from jobs.recipe import QuantizeStep, Recipe
-from jobs.report import Report, TensorReport
+from jobs.report import Report
 from jobs.safetensors_header import DTYPE_BYTES, TensorSpec
 from planning.matrices import WEIGHT_DTYPES
 
 
-@dataclass(frozen=True)
+class Claim(NamedTuple):
+    """What a report says of a tensor that the job changed."""
+
+    dtype: str
+    nbytes: int
+    shape: tuple[int, ...]
+    is_quantized: bool
+
+
+Claims = Mapping[str, Claim]
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """What became of a tensor.
 
@@ -59,17 +72,25 @@ class Form:
         """How many scales a row has: one, one per group of inputs, or one per column."""
         return self.scale.shape[-1] if self.scale and len(self.scale.shape) == 2 else 1
 
-    @property
-    def has_scales_by_column(self) -> bool:
-        """Whether all rows have the same scales, one per column."""
-        return self.scale is not None and self.scale.shape == (1, self.columns)
+
+def claims_of(report: Report) -> Claims:
+    """Give what a report claims, by tensor: a small part of it, so that the rest can be let go."""
+    return {
+        tensor.name: Claim(
+            tensor.after.dtype,
+            tensor.after.bytes,
+            tensor.shape,
+            tensor.max_error_steps is not None,
+        )
+        for tensor in report.tensors
+    }
 
 
 def find_forms(
     model: Mapping[str, TensorSpec],
     artifact: Mapping[str, TensorSpec],
     recipe: Recipe,
-    report: Report,
+    claims: Claims,
 ) -> list[Form]:
     """Find what became of every tensor.
 
@@ -77,7 +98,7 @@ def find_forms(
         model: The model's tensors by name.
         artifact: The artifact's.
         recipe: What was to be done.
-        report: What is claimed to have been done.
+        claims: What is claimed to have been done.
 
     Returns:
         One form for each tensor of the model, in order. Every tensor of the artifact is in exactly
@@ -86,24 +107,23 @@ def find_forms(
     Raises:
         Problem: `invalid_artifact`, with the tensor.
     """
-    claims = {claim.name: claim for claim in report.tensors}
     last = recipe.steps[-1]
     quantize = last if isinstance(last, QuantizeStep) else None
     is_pruning = any(step.op == "prune" for step in recipe.steps)
-    left = dict(artifact)
     forms = []
     for source in model.values():
-        claim = claims.pop(source.name, None)
-        form = _find(source, left, may_be_pruned=is_pruning and claim is not None)
+        claim = claims.get(source.name)
+        form = _find(source, artifact, may_be_pruned=is_pruning and claim is not None)
         _check_quantized(form, quantize)
         _check_claim(form, claim)
-        for output in form.outputs:
-            del left[output.name]
         forms.append(form)
-    for name in left:
-        raise wrong(name, "is in the artifact, and nothing of the model became it")
+    known = {output.name for form in forms for output in form.outputs}
+    for name in artifact:
+        if name not in known:
+            raise wrong(name, "is in the artifact, and nothing of the model became it")
     for name in claims:
-        raise wrong(name, "is in the report and not in the model")
+        if name not in model:
+            raise wrong(name, "is in the report and not in the model")
     return forms
 
 
@@ -173,18 +193,17 @@ def _scale_shapes(form: Form, step: QuantizeStep) -> set[tuple[int, ...]]:
     return shapes | {(1, shape[1])} if len(shape) == 2 else shapes
 
 
-def _check_claim(form: Form, claim: TensorReport | None) -> None:
+def _check_claim(form: Form, claim: Claim | None) -> None:
     if claim is None:
         if form.scale is not None:
             raise wrong(form.source.name, "is quantized, and the report does not say so")
         return
     nbytes = sum(spec.nbytes for spec in form.outputs)
-    found = (form.weight.dtype, nbytes, form.scale is not None)
-    told = (claim.after.dtype, claim.after.bytes, claim.max_error_steps is not None)
-    if found != told or claim.shape != form.source.shape:
+    found = Claim(form.weight.dtype, nbytes, form.source.shape, form.scale is not None)
+    if found != claim:
         raise wrong(
             form.source.name,
-            f"is {found[0]} of {nbytes} bytes; the report says {told[0]} of {told[1]}",
+            f"is {found.dtype} of {nbytes} bytes; the report says {claim.dtype} of {claim.nbytes}",
         )
 
 

@@ -44,7 +44,7 @@ DTYPE_BYTES: dict[str, int] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor's entry in a header.
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from engine.pipeline import Progress, compress
 from engine.verification import verify
+from engine.verified_forms import claims_of
 from jobs.problems import Problem
 from jobs.recipe import parse_recipe
 from jobs.report import Report
@@ -101,11 +102,12 @@ def _compress(order: Order, on_progress: OnProgress) -> None:
 
 def _verify(order: Order, on_progress: OnProgress) -> None:
     work = Path(order.work_folder)
+    claims = claims_of(Report.model_validate_json((work / REPORT_NAME).read_bytes()))
     verification = verify(
         Path(order.model_folder),
         work / ARTIFACT_NAME,
         parse_recipe(order.recipe),
-        Report.model_validate_json((work / REPORT_NAME).read_bytes()),
+        claims,
         on_progress=on_progress,
     )
     (work / VERIFICATION_NAME).write_text(verification.model_dump_json())
