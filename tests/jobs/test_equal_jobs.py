@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,33 @@ def test_where_links_are_not_possible_files_are_copied(blobs, made, monkeypatch)
     assert contents(folder) == FILES
     break_artifact(blobs, made.id)
     assert contents(folder) == FILES
+
+
+def test_a_job_that_is_removed_while_it_answers_gives_all_of_it_or_nothing(blobs):
+    made = [submit(blobs) for _ in range(20)]
+    for spec in made:
+        succeed(blobs, spec)
+    stop = threading.Event()
+    found = []
+
+    def ask():
+        while not stop.is_set():
+            spec = submit(blobs)
+            got = answer(blobs, spec)
+            folder = blobs.job_folder(spec.id)
+            left = contents(folder / "artifact-0") if got else os.listdir(folder)
+            found.append(left == (FILES if got else ["spec.json"]))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    for spec in made:
+        blobs.remove_job(spec.id)
+    stop.set()
+    thread.join()
+
+    assert found
+    assert all(found)
+    assert answer(blobs, submit(blobs)) is None
 
 
 def test_a_mark_that_cannot_be_made_harms_nobody(blobs):

@@ -53,6 +53,30 @@ def test_a_submitted_job_is_read_back_whole(store):
     assert job.started_at is job.finished_at is job.failure is job.artifact is None
 
 
+def test_a_job_that_was_answered_is_never_queued(store):
+    spec = make_spec()
+    result = JobResult(
+        id=spec.id, state="succeeded", attempt=0, artifact=ARTIFACT, cache="hit", finished_ms=5
+    )
+
+    assert store.submit(spec, result).outcome == "created"
+
+    job = store.get(spec.id)
+    assert (job.state, job.cache, job.artifact) == ("succeeded", "hit", ARTIFACT)
+    assert (job.attempt, job.attempts, job.started_at) == (0, (), None)
+    assert int(job.finished_at.timestamp() * 1000) == 5
+    assert [event.type for event in store.events(spec.id)] == ["queued", "succeeded"]
+    assert store.claim(spec.id, "w").outcome == "ended"
+    assert store.counts() == {"queued": 0, "running": 0, "known": 1}
+
+
+def test_a_job_that_is_to_be_run_says_so_from_the_start(store):
+    spec = make_spec().model_copy(update={"use_cache": False})
+    store.submit(spec)
+
+    assert store.get(spec.id).cache == "bypass"
+
+
 def test_ids_sort_by_time():
     ids = [new_job_id() for _ in range(100)]
 

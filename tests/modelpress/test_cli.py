@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from flask import Response
 
 from modelpress.cli import cli
 
@@ -191,6 +192,29 @@ def test_submit_with_the_same_key_makes_one_job(service, invoke, recipe_file):
 
     assert invoke(*words).stdout == invoke(*words).stdout
     assert len(service.jobs) == 1
+
+
+def test_an_equal_job_that_had_the_artifact_is_told(service, invoke, run, tmp_path):
+    job_id = service.add_job(cache="hit")
+    answer = Response(json.dumps(service.jobs[job_id]), 202, mimetype="application/json")
+    service.fail_next("POST", "/jobs", answer)
+
+    done = run()
+
+    assert done.exit_code == 0
+    assert "An equal job had the artifact" in done.stderr
+    assert (tmp_path / "out" / "a" / "b.json").exists()
+    assert "hit: an equal job" in invoke("status", job_id).stdout
+
+
+@pytest.mark.parametrize(("options", "sent"), [((), None), (("--no-cache",), "no-cache")])
+def test_a_job_is_run_whatever_there_is_where_that_is_asked_for(service, run, options, sent):
+    service.will("succeeded")
+
+    assert run(*options).exit_code == 0
+
+    [headers] = service.requests("POST", "/jobs")
+    assert headers.get("Cache-Control") == sent
 
 
 def test_status_of_a_failed_job_shows_why_and_is_no_error(service, invoke):

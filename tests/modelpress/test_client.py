@@ -115,6 +115,15 @@ def test_run_takes_the_id_of_an_uploaded_model(service, client, model_file, tmp_
     assert len(service.requests("POST", "/models")) == 1
 
 
+def test_run_can_ask_for_a_job_to_be_run_whatever_there_is(service, client, model_file, tmp_path):
+    service.will("succeeded", cache="bypass")
+
+    job = client.run(model_file, {"steps": []}, tmp_path / "out", use_cache=False)
+
+    [headers] = service.requests("POST", "/jobs")
+    assert (headers["Cache-Control"], job.cache) == ("no-cache", "bypass")
+
+
 def test_a_client_can_be_closed_without_a_with(service):
     client = Client(service.url)
 
