@@ -83,10 +83,18 @@ class ProcessorKernels:
         return None
 
 
-def kernels_for(device: Literal["cpu", "cuda"]) -> Kernels:
-    """Give the kernels of a device for one thread; ``cuda`` imports torch."""
+def kernels_for(device: Literal["cpu", "cuda"], limit_bytes: int | None = None) -> Kernels:
+    """Give the kernels of a device for one thread; ``cuda`` imports torch.
+
+    Args:
+        device: Which.
+        limit_bytes: The most that the process may reserve on a GPU; None for all there is.
+
+    Returns:
+        The kernels.
+    """
     if device == "cpu":
         return ProcessorKernels()
     from engine.torch_kernels import TorchKernels  # noqa: PLC0415 - a runner stays small
 
-    return TorchKernels(device)
+    return TorchKernels(device, limit_bytes)

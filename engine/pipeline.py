@@ -79,7 +79,9 @@ def compress(
         plan, kinds = _plan(model_folder, recipe, on_progress)
         inspected = kinds.peak_bytes if kinds else None
         idle_bytes = idle_bytes or meter.idle.resident_peak_bytes
-        levels = Levels(idle_bytes, inspected or 0, threads, is_inspected=True)
+        levels = Levels(
+            idle_bytes, inspected or 0, threads, is_inspected=True, has_device=device == "cuda"
+        )
         prediction = predict(plan, levels, chunk_bytes)
         refuse_overruns(prediction, recipe.budget)
         job = _fingerprint(plan, prediction.buffers.chunk_bytes)

@@ -67,7 +67,10 @@ def press(
     source, artifact_folder = folders
     targets = list(plan.selection.targets.values())
     extents = {target.name: extent_of(target, buffers.chunk_bytes) for target in targets}
-    benches = [Workbench(buffers.per_thread, kernels_for(device)) for _ in range(buffers.threads)]
+    limit = plan.recipe.budget.device_memory
+    benches = [
+        Workbench(buffers.per_thread, kernels_for(device, limit)) for _ in range(buffers.threads)
+    ]
     bell = Bell()
     every_bytes = _CHUNKS_BETWEEN_BOOKMARKS * buffers.chunk_bytes
     bookmarks = Bookmarks(bell, journal, entries, every_bytes)

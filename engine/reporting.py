@@ -112,13 +112,24 @@ def _memory(
     return Memory(
         idle=idle,
         peak=peak,
-        device=device,
+        device=None if device is None else _device_memory(device, recipe, prediction),
         inspection_peak_bytes=inspection,
         predicted_peak_bytes=prediction.host_peak_bytes,
         measured_peak_bytes=total,
         added_anonymous_bytes=max(0, peak.anonymous_peak_bytes - idle.anonymous_peak_bytes),
         budget_bytes=budget,
         headroom_bytes=None if budget is None else budget - total,
+    )
+
+
+def _device_memory(measured: DeviceMemory, recipe: Recipe, prediction: Prediction) -> DeviceMemory:
+    budget = recipe.budget.device_memory
+    return measured.model_copy(
+        update={
+            "predicted_peak_bytes": prediction.device_peak_bytes,
+            "budget_bytes": budget,
+            "headroom_bytes": None if budget is None else budget - measured.reserved_peak_bytes,
+        }
     )
 
 

@@ -19,6 +19,7 @@ from engine import column_kernels
 from engine.compilation import Bits, Bytes, Integer, Tallies
 from engine.float_kernels import BF16, F16
 from engine.kernels import ProcessorKernels
+from jobs.problems import Problem
 from jobs.report import DeviceMemory
 
 _SIGNED = {2: np.int16, 4: np.int32}
@@ -29,6 +30,7 @@ class TorchKernels:
 
     Args:
         device: Its name, such as ``cuda`` or ``cpu``.
+        limit_bytes: The most that the process may reserve on a GPU; None for all there is.
 
     Attributes:
         count_equal: As on the processor, and so are the next four.
@@ -44,12 +46,16 @@ class TorchKernels:
     erase_in_groups = staticmethod(ProcessorKernels.erase_in_groups)
     erase_two_of_four = staticmethod(ProcessorKernels.erase_two_of_four)
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, limit_bytes: int | None = None) -> None:
         self._device = torch.device(device)
+        self._limit_bytes = limit_bytes
         self._is_cuda = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if self._is_cuda else None  # type: ignore[no-untyped-call]
         if self._is_cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
+        if self._is_cuda and limit_bytes is not None:
+            _, total = torch.cuda.mem_get_info(self._device)
+            torch.cuda.set_per_process_memory_fraction(min(1, limit_bytes / total), self._device)
 
     def allocate(self, nbytes: int) -> Bytes:
         """Give pinned memory, zeroed, which the device copies on its own."""
@@ -71,7 +77,32 @@ class TorchKernels:
         scratch: Bits,  # noqa: ARG002 - the device has its own memory
         tallies: Tallies,
     ) -> None:
-        """Round to int8; see `rounding_kernels.round_rows`."""
+        """Round to int8; see `rounding_kernels.round_rows`.
+
+        Raises:
+            Problem: `memory_budget_exceeded`, or `out_of_memory` where there is no limit.
+        """
+        try:
+            found = self._round(
+                before, after, is_pruned, kind, mask, group_size, stored, flip, rounded
+            )
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
+        tallies[1:4] += found[:3]
+        tallies[4] = max(tallies[4], found[3])
+
+    def _round(
+        self,
+        before: Bits,
+        after: Bits,
+        is_pruned: bool,
+        kind: Integer,
+        mask: Integer,
+        group_size: Integer,
+        stored: Bits,
+        flip: Integer,
+        rounded: Bytes,
+    ) -> list[float]:
         rows, width = after.shape
         groups = (rows, width // int(group_size), int(group_size))
         with self._on_stream():
@@ -91,7 +122,7 @@ class TorchKernels:
             if is_pruned:
                 original = _floats(self._upload(before), kind).view(groups)
             error = (original - values * scale).double()
-            found = torch.stack(
+            found: list[float] = torch.stack(
                 [
                     (values == 0).sum().double(),
                     error.square().sum(),
@@ -101,8 +132,7 @@ class TorchKernels:
             ).tolist()
         if self._stream is not None:
             self._stream.synchronize()
-        tallies[1:4] += found[:3]
-        tallies[4] = max(tallies[4], found[3])
+        return found
 
     def memory(self) -> DeviceMemory | None:
         """Give the peaks of the device's allocator; None where it keeps no count."""
@@ -111,6 +141,15 @@ class TorchKernels:
         return DeviceMemory(
             allocated_peak_bytes=torch.cuda.max_memory_allocated(self._device),
             reserved_peak_bytes=torch.cuda.max_memory_reserved(self._device),
+        )
+
+    def _out_of_memory(self) -> Problem:
+        if self._limit_bytes is None:
+            return Problem("out_of_memory", "The GPU has no memory left; others may be using it.")
+        return Problem(
+            "memory_budget_exceeded",
+            f"The GPU's memory would pass budget.device_memory, {self._limit_bytes} bytes.",
+            extra={"budget_bytes": self._limit_bytes},
         )
 
     def _on_stream(self) -> Any:  # noqa: ANN401 - one of two contexts

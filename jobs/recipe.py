@@ -160,6 +160,12 @@ class Budget(_Strict):
     host_memory: ByteSize | None = Field(
         None, gt=0, description="Peak resident memory of the runner, such as `2GiB`."
     )
+    device_memory: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="Peak of what torch reserves on a GPU, such as `256MiB`; the driver's context "
+        "comes on top. Without a GPU nothing is.",
+    )
     disk: ByteSize | None = Field(None, gt=0, description="Size of the artifact, such as `20GiB`.")
     runtime: Seconds | None = Field(
         None, gt=0, le=14 * 86400, description="Wall clock of one attempt, such as `2h`."

@@ -48,6 +48,11 @@ class DeviceMemory(_Value):
 
     allocated_peak_bytes: Bytes = Field(description="Held by tensors.")
     reserved_peak_bytes: Bytes = Field(description="Held by the allocator.")
+    predicted_peak_bytes: Bytes | None = Field(
+        None, description="What the plan said of `reserved_peak_bytes`."
+    )
+    budget_bytes: Bytes | None = Field(None, description="budget.device_memory, if one was given.")
+    headroom_bytes: int | None = Field(None, description="Budget minus reserved peak.")
 
 
 class Memory(_Value):

@@ -23,7 +23,7 @@ def render_plan(plan: dict[str, Any]) -> Group:
     verdict = "fits" if plan["fits"] else f"does not fit: {', '.join(plan['overruns'])}"
     facts = [
         ("budget", verdict),
-        ("smallest budget", ", ".join(f"{k} {format_bytes(v)}" for k, v in least.items())),
+        ("smallest budget", ", ".join(f"{k} {format_bytes(v)}" for k, v in least.items() if v)),
         ("peak memory", format_bytes(memory["predicted_peak_bytes"])),
         ("", _parts_of(memory)),
         ("artifact", f"{format_bytes(artifact['total_bytes'])}, {artifact['format']}"),

@@ -67,7 +67,8 @@ def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = ""
             model's own code can tell is left to the job, which asks it.
     """
     budget = recipe.budget
-    if budget.host_memory is None and budget.disk is None and recipe.aimed_step is None:
+    limits = (budget.host_memory, budget.device_memory, budget.disk)
+    if limits == (None, None, None) and recipe.aimed_step is None:
         return
     checkpoint = open_checkpoint(folder)
     if checkpoint.config is None or known_kinds(checkpoint) is not None:

@@ -8,7 +8,8 @@ that is measured: a worker tells the service, and the engine asks its own proces
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from jobs.recipe import Recipe
+from jobs.recipe import Budget, Recipe
+from planning.device_memory import device_bytes
 from planning.selection import Target
 from planning.working_set import WorkingSet, working_set
 
@@ -40,12 +41,14 @@ class Levels:
             0 where none is needed.
         threads: On how many threads a runner works, unless its budget wants fewer.
         is_inspected: Whether that process has ended, so that its peak is a fact.
+        has_device: Whether it computes on a GPU.
     """
 
     idle_bytes: int
     inspection_bytes: int
     threads: int
     is_inspected: bool = False
+    has_device: bool = False
 
 
 #: For where no worker was seen: Python 3.11, numba 0.65, torch 2.13 for CPUs, two cores.
@@ -58,6 +61,7 @@ def levels_of(measured: Mapping[str, int]) -> Levels:
         idle_bytes=measured.get("idle_bytes", DEFAULT_LEVELS.idle_bytes),
         inspection_bytes=measured.get("inspection_bytes", DEFAULT_LEVELS.inspection_bytes),
         threads=measured.get("threads", DEFAULT_LEVELS.threads),
+        has_device=bool(measured.get("has_device", DEFAULT_LEVELS.has_device)),
     )
 
 
@@ -119,18 +123,19 @@ class MemoryModel:
         kinds = {_treatment(target): target for target in targets}
         return cls(levels, tensors, tuple(kinds.values()), recipe, chunk_bytes)
 
-    def fit(self, budget_bytes: int | None) -> WorkingSet:
+    def fit(self, budget: Budget) -> WorkingSet:
         """Choose threads and chunks: the fastest that fit a budget, or the smallest if none does.
 
         Args:
-            budget_bytes: The most that the job's processes may hold together; None for any amount.
+            budget: What the job's processes may hold together, and on the device.
 
         Returns:
             The buffers.
         """
-        for threads, chunk_bytes in _paces(self.levels.threads, self.chunk_bytes):
-            found = working_set(self.targets, self.recipe, threads=threads, chunk_bytes=chunk_bytes)
-            if budget_bytes is None or self._least_budget(found) <= budget_bytes:
+        for found in self._choices():
+            on_host, on_device = self._least_budget(found), self.device_bytes(found) or 0
+            fits_host = budget.host_memory is None or on_host <= budget.host_memory
+            if fits_host and (budget.device_memory is None or on_device <= budget.device_memory):
                 break
         return found
 
@@ -138,10 +143,28 @@ class MemoryModel:
         """Predict the most that the job's processes hold together, with the buffers given."""
         return self.levels.idle_bytes + max(self._work(buffers), self.levels.inspection_bytes)
 
+    def device_bytes(self, buffers: WorkingSet) -> int | None:
+        """Predict the most that is reserved on the device; None where there is none."""
+        return device_bytes(buffers) if self.levels.has_device else None
+
     @property
     def least_bytes(self) -> int:
-        """The smallest budget in which the job can run."""
-        return self._least_budget(self.fit(0))
+        """The smallest budget of host memory in which the job can run."""
+        return self._least_budget(self._smallest)
+
+    @property
+    def least_device_bytes(self) -> int | None:
+        """The smallest budget of device memory in which it can; None where there is no device."""
+        return self.device_bytes(self._smallest)
+
+    @property
+    def _smallest(self) -> WorkingSet:
+        *_, smallest = self._choices()
+        return smallest
+
+    def _choices(self) -> Iterator[WorkingSet]:
+        for threads, chunk_bytes in _paces(self.levels.threads, self.chunk_bytes):
+            yield working_set(self.targets, self.recipe, threads=threads, chunk_bytes=chunk_bytes)
 
     def _work(self, buffers: WorkingSet) -> int:
         return (

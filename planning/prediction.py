@@ -41,14 +41,18 @@ class Prediction:
         artifact_bytes: Size of all files of the artifact but its manifest: target_bytes, where the
             recipe has it, and the least where max_relative_rmse alone decides.
         host_peak_bytes: The most that the job's processes will hold together.
+        device_peak_bytes: The most that will be reserved on the device; None where there is none.
         least_host_bytes: The smallest budget.host_memory in which it can run.
+        least_device_bytes: The smallest budget.device_memory; None where there is no device.
         buffers: The threads and chunks that its budget allows, and what they hold.
     """
 
     steps: tuple[StepPrediction, ...]
     artifact_bytes: int
     host_peak_bytes: int
+    device_peak_bytes: int | None
     least_host_bytes: int
+    least_device_bytes: int | None
     buffers: WorkingSet
 
 
@@ -79,7 +83,7 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
         ),
         chunk_bytes=chunk_bytes,
     )
-    buffers = model.fit(plan.recipe.budget.host_memory)
+    buffers = model.fit(plan.recipe.budget)
     peak = model.peak_bytes(buffers)
     measured = bytes_read(targets, plan.recipe, buffers.chunk_bytes)
     if is_aimed:
@@ -89,7 +93,9 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
         steps=tuple(_predict_step(plan, i, n, peak) for i, n in enumerate(measured)),
         artifact_bytes=predicted_bytes(plan),
         host_peak_bytes=peak,
+        device_peak_bytes=model.device_bytes(buffers),
         least_host_bytes=model.least_bytes,
+        least_device_bytes=model.least_device_bytes,
         buffers=buffers,
     )
 
@@ -107,12 +113,13 @@ def find_overruns(prediction: Prediction, budget: Budget, pointer: str = "") -> 
     """
     needs = (
         ("memory_budget_exceeded", "host_memory", prediction.least_host_bytes, "hold"),
+        ("memory_budget_exceeded", "device_memory", prediction.least_device_bytes, "reserve"),
         ("disk_budget_exceeded", "disk", prediction.artifact_bytes, "write"),
     )
     found = []
     for code, member, needed, verb in needs:
         allowed = getattr(budget, member)
-        if allowed is not None and needed > allowed:
+        if None not in (allowed, needed) and needed > allowed:
             detail = (
                 f"The job would {verb} {needed} bytes at least; budget.{member} is {allowed}. "
                 f"The smallest that fits is {needed}."

@@ -75,6 +75,9 @@ class PlannedMemory(_Answer):
         "table of known architectures, or names and shapes, tell."
     )
     buffer_bytes: int = Field(description="What the job's threads read, compute and write in.")
+    device_peak_bytes: int | None = Field(
+        description="The most that torch will reserve on the GPU. Null where workers have none."
+    )
     threads: int
     chunk_bytes: int = Field(description="How much of a tensor a thread has in memory at a time.")
     is_measured: bool = Field(
@@ -86,6 +89,7 @@ class SmallestBudget(_Answer):
     """The smallest budget in which the job can run."""
 
     host_memory: int
+    device_memory: int | None = Field(description="Null where workers have no GPU.")
     disk: int
 
 

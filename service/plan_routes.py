@@ -1,6 +1,5 @@
 """POST /plans: what a job would cost, from headers alone."""
 
-
 import structlog
 from flask import Blueprint, Response, jsonify, request
 from redis.exceptions import RedisError

@@ -54,7 +54,9 @@ def document(made: Forecast, *, is_measured: bool) -> PlanDocument:
         fits=not overruns,
         overruns=tuple(problem.errors[0].pointer.rpartition("/")[2] for problem in overruns),
         smallest_budget=SmallestBudget(
-            host_memory=prediction.least_host_bytes, disk=prediction.artifact_bytes
+            host_memory=prediction.least_host_bytes,
+            device_memory=prediction.least_device_bytes,
+            disk=prediction.artifact_bytes,
         ),
         is_exact=made.is_exact,
         bytes_read=sum(step.bytes_read for step in prediction.steps),
@@ -71,6 +73,7 @@ def document(made: Forecast, *, is_measured: bool) -> PlanDocument:
             idle_bytes=levels.idle_bytes,
             inspection_bytes=None if made.is_exact else levels.inspection_bytes,
             buffer_bytes=prediction.buffers.nbytes,
+            device_peak_bytes=prediction.device_peak_bytes,
             threads=prediction.buffers.threads,
             chunk_bytes=prediction.buffers.chunk_bytes,
             is_measured=is_measured,

@@ -93,7 +93,11 @@ class Supervisor:
         """Tell the service what it needs to know to plan."""
         threads = min(len(os.sched_getaffinity(0)), MOST_THREADS)
         with contextlib.suppress(TemplateDiedError):
-            levels = {"idle_bytes": self._template.idle_bytes(), "threads": threads}
+            levels = {
+                "idle_bytes": self._template.idle_bytes(),
+                "threads": threads,
+                "has_device": int(self._device == "cuda"),
+            }
             try:
                 publish_levels(self._store.redis, levels)
             except RedisError as error:

@@ -66,6 +66,7 @@ def test_an_artifact_made_on_a_device_has_the_bytes_of_one_made_on_the_processor
     save_model, tmp_path, weights, device, monkeypatch
 ):
     import engine.pipeline
+    import engine.pressing
     from jobs.recipe import parse_recipe
 
     tensors = {f"{i}.weight": weights(640, 512, dtype=torch.bfloat16, seed=i) for i in range(2)}
@@ -77,7 +78,7 @@ def test_an_artifact_made_on_a_device_has_the_bytes_of_one_made_on_the_processor
     model = save_model(tensors)
     reports = {}
     for name, kernels in (("host", ProcessorKernels), ("device", lambda: TorchKernels(device))):
-        monkeypatch.setattr(engine.pipeline, "kernels_for", lambda _, make=kernels: make())
+        monkeypatch.setattr(engine.pressing, "kernels_for", lambda *_, make=kernels: make())
         (tmp_path / name).mkdir()
         reports[name] = engine.pipeline.compress(
             model, tmp_path / name, parse_recipe({"steps": steps}), on_progress=lambda _: None
@@ -88,3 +89,31 @@ def test_an_artifact_made_on_a_device_has_the_bytes_of_one_made_on_the_processor
     assert reports["host"].memory.device is None
     if device == "cuda":
         assert reports["device"].memory.device.allocated_peak_bytes > 0
+
+
+@pytest.mark.gpu
+def test_a_device_holds_what_was_planned_whatever_the_size_and_a_limit_is_kept(
+    save_model, tmp_path, weights
+):
+    from engine.pipeline import compress
+    from jobs.problems import Problem
+    from jobs.recipe import parse_recipe
+
+    def press(count, **budget):
+        tensors = {f"{i}.weight": weights(2048, 1024, seed=i) for i in range(count)}
+        recipe = {"steps": [{"op": "quantize", "scheme": "w8a8"}], "budget": budget}
+        folder = tmp_path / f"{count}-{len(budget)}"
+        folder.mkdir()
+        model = save_model(tensors, name=f"model-{folder.name}")
+        report = compress(
+            model, folder, parse_recipe(recipe), device="cuda", on_progress=lambda _: None
+        )
+        return report.memory.device
+
+    small, large = press(2), press(16)
+
+    assert small.reserved_peak_bytes == large.reserved_peak_bytes <= small.predicted_peak_bytes
+    with pytest.raises(Problem) as caught:
+        press(1, device_memory=1000)
+    least = caught.value.extra["smallest_bytes"]
+    assert press(3, device_memory=least).headroom_bytes >= 0

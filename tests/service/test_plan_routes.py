@@ -160,8 +160,9 @@ def test_a_config_that_the_table_does_not_know_is_planned_by_names(client):
     assert unknown["memory"]["predicted_peak_bytes"] >= unknown["memory"]["inspection_bytes"]
 
 
-def test_a_budget_that_is_too_small_does_not_fit_and_the_smallest_one_does(client, small):
-    tight = {"budget": {"host_memory": 1000, "disk": 1000}}
+def test_a_budget_that_is_too_small_does_not_fit_and_the_smallest_one_does(client, small, store):
+    publish_levels(store.redis, {"has_device": 1})
+    tight = {"budget": {"host_memory": 1000, "device_memory": 1000, "disk": 1000}}
     made = plan(client, W8A16, recipe=tight, **small)
     least = made["smallest_budget"]
 
@@ -169,7 +170,7 @@ def test_a_budget_that_is_too_small_does_not_fit_and_the_smallest_one_does(clien
     short = {"budget": {name: value - 1 for name, value in least.items()}}
     barely_not = plan(client, W8A16, recipe=short, **small)
 
-    assert (made["fits"], made["overruns"]) == (False, ["host_memory", "disk"])
+    assert (made["fits"], made["overruns"]) == (False, ["host_memory", "device_memory", "disk"])
     assert (enough["fits"], enough["overruns"]) == (True, [])
     assert (barely_not["fits"], barely_not["smallest_budget"]) == (False, least)
 
