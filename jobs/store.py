@@ -7,17 +7,15 @@ refused. The scripts lie in `jobs/lua`, one file per change.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import resources
 from typing import Any, Literal, cast
 
 from redis import Redis
 from redis.commands.core import Script
 
-from jobs.job import Artifact, Attempt, Cache, Job, JobResult, JobSpec, JobState, Progress
+from jobs.job import Job, JobResult, JobSpec, JobState, Progress
 from jobs.problems import Problem
-from jobs.recipe import Recipe
+from jobs.records import Claim, Event, Renewal, Submitted, end_arguments, job_from_fields
 
 IDEMPOTENCY_SECONDS = 7 * 86400
 _PREFIX = "modelpress:"
@@ -25,64 +23,6 @@ _OPEN, _QUEUED, _INDEX, _FENCE, _WORKERS, _KNOWN = (
     _PREFIX + name for name in ("open", "queued", "index", "fence", "workers", "known")
 )
 _SCRIPTS = ("submit", "claim", "renew", "release", "finish", "cancel", "reap", "remove")
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """What became of a submit.
-
-    Attributes:
-        outcome: `created`; `replayed`: the same Idempotency-Key and request made the job before;
-            `mismatch`: the key was used for a different request; `exists`: the id is taken.
-        job_id: The job, new or known.
-    """
-
-    outcome: Literal["created", "replayed", "mismatch", "exists"]
-    job_id: str
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What became of a claim.
-
-    Attributes:
-        outcome: `claimed`; `held` by another; `ended` or `missing`: nothing to do; `exhausted`:
-            the attempts were used up and the job failed by this call.
-        token: The fencing token, where claimed.
-        attempt: The attempt's number, where claimed.
-    """
-
-    outcome: Literal["claimed", "held", "ended", "missing", "exhausted"]
-    token: int = 0
-    attempt: int = 0
-
-
-@dataclass(frozen=True)
-class Renewal:
-    """What a renewal brings back.
-
-    Attributes:
-        held: Whether the lease is still ours; where not, the runner must stop at once.
-        cancel_requested: Whether the client wants the job to end.
-    """
-
-    held: bool
-    cancel_requested: bool
-
-
-@dataclass(frozen=True)
-class Event:
-    """One visible change of a job.
-
-    Attributes:
-        id: Its place in the job's stream.
-        type: A state, `progress`, `cancel_requested` or `requeued`.
-        data: Revision, state, attempt, progress and failure at that moment.
-    """
-
-    id: str
-    type: str
-    data: dict[str, Any]
 
 
 class JobStore:
@@ -140,7 +80,7 @@ class JobStore:
             5000,
             ttl,
             fingerprint,
-            *_end(result),
+            *end_arguments(result),
             *flat,
             extra_keys=extra,
         )
@@ -225,7 +165,9 @@ class JobStore:
         Returns:
             `finished`, or why not.
         """
-        answer = self._run("finish", result.id, "" if token is None else token, *_end(result))
+        answer = self._run(
+            "finish", result.id, "" if token is None else token, *end_arguments(result)
+        )
         return cast("Literal['finished', 'ended', 'stale', 'missing']", answer)
 
     def cancel(self, job_id: str) -> JobState | Literal["missing"]:
@@ -285,7 +227,7 @@ class JobStore:
         pipe.hgetall(_key(job_id))
         pipe.zrank(_QUEUED, job_id)
         fields, position = pipe.execute()
-        return _job(job_id, fields, position) if fields else None
+        return job_from_fields(job_id, fields, position) if fields else None
 
     def last_reason(self, job_id: str) -> str:
         """Give the problem code that ended the job's last attempt, or `worker_lost`."""
@@ -385,7 +327,7 @@ class JobStore:
             rows = pipe.execute()
             for i, job_id in enumerate(ids):
                 if rows[2 * i]:
-                    yield _job(job_id, rows[2 * i], rows[2 * i + 1])
+                    yield job_from_fields(job_id, rows[2 * i], rows[2 * i + 1])
             if len(ids) < 100:
                 return
             end = f"({ids[-1]}"
@@ -420,58 +362,3 @@ def _read_lua(name: str) -> str:
 def _failure(code: str, detail: str) -> tuple[str, str]:
     problem = Problem(code, detail)
     return json.dumps(problem.to_dict()), problem.code
-
-
-def _end(result: JobResult | None) -> tuple[str | int, ...]:
-    """What the scripts take to end a job; all of it empty where it has not ended."""
-    if result is None:
-        return ("",) * 7
-    return (
-        result.state,
-        json.dumps(result.failure) if result.failure else "",
-        result.failure["code"] if result.failure else "",
-        result.artifact.model_dump_json() if result.artifact else "",
-        result.finished_ms,
-        result.attempt,
-        result.cache or "",
-    )
-
-
-def _job(job_id: str, fields: dict[str, str], position: int | None) -> Job:
-    def moment(milliseconds: str | None) -> datetime | None:
-        return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None
-
-    def members(name: str) -> Any:  # noqa: ANN401 - whatever the field holds
-        return json.loads(fields[name]) if fields.get(name) else None
-
-    attempts = [
-        Attempt(
-            number=row["number"],
-            worker=row["worker"],
-            started_at=cast("datetime", moment(row["started_ms"])),
-            ended_at=moment(row.get("ended_ms")),
-            outcome=row.get("outcome"),
-            reason=row.get("reason"),
-        )
-        for row in members("attempts") or []
-    ]
-    artifact = members("artifact")
-    return Job(
-        id=job_id,
-        state=cast("JobState", fields["state"]),
-        revision=int(fields["revision"]),
-        attempt=int(fields["attempt"]),
-        attempts=tuple(attempts),
-        model=fields["model"],
-        recipe=Recipe.model_validate_json(fields["recipe"]),
-        labels=members("labels") or {},
-        cancel_requested=fields.get("cancel_requested") == "1",
-        progress=members("progress"),
-        queue_position=position,
-        created_at=cast("datetime", moment(fields["created_ms"])),
-        started_at=moment(fields.get("started_ms")),
-        finished_at=moment(fields.get("finished_ms")),
-        failure=members("failure"),
-        artifact=Artifact.model_validate(artifact) if artifact else None,
-        cache=cast("Cache | None", fields.get("cache") or None),
-    )

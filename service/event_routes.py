@@ -11,7 +11,8 @@ from redis.exceptions import RedisError
 
 from jobs.job import TERMINAL_STATES
 from jobs.problems import Problem
-from jobs.store import Event, JobStore
+from jobs.records import Event
+from jobs.store import JobStore
 from service.contract import JSON, Answer, Operation, declare, read_query
 from service.documents import EventPage, EventsQuery
 from service.job_answers import find_job, job_document

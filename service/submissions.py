@@ -16,7 +16,8 @@ from jobs.equal_jobs import answer, remember
 from jobs.job import JobResult, JobSpec, new_job_id
 from jobs.problems import Detail, Problem
 from jobs.recipe import Recipe, load_document, parse_recipe
-from jobs.store import JobStore, Submitted
+from jobs.records import Submitted
+from jobs.store import JobStore
 from service.contract import check
 from service.documents import LabelsDocument, SubmitRequest
 from service.model_routes import store_model
