@@ -1,17 +1,19 @@
 """The plan that meets what a quantize step aims at: a size, an error, or both."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.problems import Detail, Problem
 from jobs.report import Sensitivity
 from planning.module_kinds import ModuleKinds
 from planning.plan import Plan, make_plan
-from planning.sensitivity import Unit, keep_float, units_of
+from planning.sensitivity import keep_float, units_of
 
 #: What may stay unused of a target: one part of this many.
 _SLACK = 200
+#: The same while bytes of headers and texts are not known to the last one.
+_AIMED_SLACK = 220
 #: How often the files are laid out anew to learn what stays float costs in headers and texts.
 _TRIES = 12
 
@@ -150,30 +152,39 @@ def _fill(
     target = _target_of(plan)
     if target is None:
         return plan
-    saved, squares, slack = _saved_bytes(plan), _squares(errors), target // _SLACK
-    best, beside = plan, 0
+    saved, squares = _saved_bytes(plan), _squares(errors)
+    first = plan.selection.units[:1]
+    if not first or len(first[0]) == len(saved):
+        return plan
+    best, (_, beside) = plan, _keep(plan, kinds, kept, first[0])
     for _ in range(_TRIES):
         sized = {name: nbytes + beside for name, nbytes in saved.items()}
         units = units_of(plan.selection.units, squares, sized)
-        names = _names(keep_float(units, target - plan.artifact_bytes, slack))
-        if not names:
+        chosen = keep_float(units, target - plan.artifact_bytes, target // _AIMED_SLACK)
+        if not chosen:
             break
-        reasons = {**kept, **dict.fromkeys(names, "It stays float to meet target_bytes.")}
-        made = make_plan(plan.checkpoint, kinds, plan.recipe, reasons)
+        made, learned = _keep(plan, kinds, kept, [name for u in chosen for name in u.names])
         unused = target - made.artifact_bytes
-        # In headers and texts too a float weight takes another number of bytes than an int8 one.
-        added = made.artifact_bytes - plan.artifact_bytes - sum(saved[name] for name in names)
-        learned = math.ceil(added / len(names))
         if unused >= 0:
             best = max(best, made, key=lambda known: known.artifact_bytes)
-            if unused <= slack or learned == beside:
+            if unused <= target // _SLACK or learned == beside:
                 break
         beside = max(learned, beside + 1) if unused < 0 else learned
     return best
 
 
-def _names(units: list[Unit]) -> list[str]:
-    return [name for unit in units for name in unit.names]
+def _keep(
+    plan: Plan, kinds: ModuleKinds | None, kept: Mapping[str, str], names: Sequence[str]
+) -> tuple[Plan, int]:
+    """Lay out the artifact with more weights float, and tell what each takes beside its values.
+
+    In headers and texts too a float weight takes another number of bytes than an int8 one.
+    """
+    saved = _saved_bytes(plan)
+    reasons = {**kept, **dict.fromkeys(names, "It stays float to meet target_bytes.")}
+    made = make_plan(plan.checkpoint, kinds, plan.recipe, reasons)
+    added = made.artifact_bytes - plan.artifact_bytes - sum(saved[name] for name in names)
+    return made, math.ceil(added / len(names))
 
 
 def _squares(errors: Mapping[str, float]) -> dict[str, float]:

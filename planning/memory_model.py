@@ -23,6 +23,8 @@ _FIRST_TOUCH_BYTES = 5 * 1024**2
 _BYTES_PER_TENSOR_READ = 2048
 _BYTES_PER_TENSOR_WRITTEN = 256
 _BYTES_PER_TENSOR_CHANGED = 2560
+#: The same for what a rehearsal found of a tensor, and the plans that are made of it.
+_BYTES_PER_TENSOR_TRIED = 2048
 #: The stack and the allocator's share of one more thread.
 _BYTES_PER_THREAD = 256 * 1024
 #: What one run of the same job holds more than another, so that a budget that fits always does.
@@ -73,11 +75,13 @@ class TensorCounts:
         read: In the checkpoint.
         written: In the artifact, scales and shapes of packed weights included.
         changed: Of those in the checkpoint.
+        tried: Of those, how many are rounded on trial first.
     """
 
     read: int
     written: int
     changed: int
+    tried: int
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,7 @@ class MemoryModel:
             + self.tensors.read * _BYTES_PER_TENSOR_READ
             + self.tensors.written * _BYTES_PER_TENSOR_WRITTEN
             + self.tensors.changed * _BYTES_PER_TENSOR_CHANGED
+            + self.tensors.tried * _BYTES_PER_TENSOR_TRIED
             + buffers.threads * _BYTES_PER_THREAD
             + buffers.nbytes
         )

@@ -80,6 +80,7 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
             read=len(plan.checkpoint.tensors),
             written=sum(len(shard.names) for shard in plan.shards),
             changed=len(targets),
+            tried=sum(target.scheme is not None for target in targets) if is_aimed else 0,
         ),
         chunk_bytes=chunk_bytes,
     )

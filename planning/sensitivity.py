@@ -10,11 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from math import comb
 
 Sizes = tuple[int, ...]
 
-#: With more sizes than these, exchanging single units comes near enough.
-_FEW_SIZES = 12
+#: Of how many ways to take units away, or to bring some in, an exchange is chosen at most.
+_PICKS = 256
+#: How many units an exchange takes away, or brings in, at most.
+_MOST_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ def keep_float(units: Sequence[Unit], room_bytes: int, slack_bytes: int = 0) -> 
 
     Returns:
         The chosen units: the densest that fit, then one exchanged for a larger one until at most
-        `slack_bytes` are unused or no exchange uses more; where there are few sizes, up to two for
-        up to two. Their `saved_bytes` sum to at most
+        `slack_bytes` are unused or no exchange uses more; the fewer sizes there are, the more
+        units one exchange may move. Their `saved_bytes` sum to at most
         `room_bytes`, and no unit that was not chosen would fit as well. Equal input, equal choice.
     """
     chosen: dict[int, list[Unit]] = defaultdict(list)
@@ -106,7 +109,7 @@ def _best_exchange(
     slack_bytes: int,
 ) -> tuple[Sizes, Sizes] | None:
     """Find the sizes to exchange: what leaves the least beyond the slack, then the least error."""
-    most = 2 if len({*chosen, *left}) <= _FEW_SIZES else 1
+    most = _most_at_once(len({*chosen, *left}))
     offers = [(into, sum(into), _error(left, into)) for into in _picks(left, most)]
     best: tuple[tuple[int, float], tuple[Sizes, Sizes]] | None = None
     for out in _picks(chosen, most):
@@ -119,6 +122,10 @@ def _best_exchange(
             if best is None or found < best[0]:
                 best = found, (out, into)
     return best[1] if best is not None else None
+
+
+def _most_at_once(sizes: int) -> int:
+    return max((n for n in range(2, _MOST_AT_ONCE + 1) if comb(sizes + n, n) <= _PICKS), default=1)
 
 
 def _picks(units: Mapping[int, list[Unit]], most: int) -> Iterator[Sizes]:
