@@ -167,7 +167,7 @@ def test_the_choice_does_not_depend_on_threads_chunks_or_device(many, press, mon
         press(many, *aimed, threads=3, chunk_bytes=200),
         press(many, *aimed, chunk_bytes=2**13),
     ]
-    monkeypatch.setattr(pressing, "kernels_for", lambda _: TorchKernels("cpu"))
+    monkeypatch.setattr(pressing, "kernels_for", lambda *_: TorchKernels("cpu"))
     others.append(press(many, *aimed))
 
     assert float_names(first)

@@ -14,10 +14,10 @@ RECIPE = parse_recipe({"steps": [{"op": "quantize", "scheme": "w8a8"}]})
 LEVELS = Levels(idle_bytes=10**8, inspection_bytes=0, threads=8, has_device=True)
 
 
-def model_of(levels=LEVELS, *, scheme="w8a8", tensors=100):
+def model_of(levels=LEVELS, *, scheme="w8a8", tensors=100, tried=0):
     matrix = Matrix.of(TensorSpec("a.weight", "BF16", (4096, 4096), 0), "Linear")
     target = Target(matrix, "a", "a", (), scheme, None, (), whole_channels=True)
-    counts = TensorCounts(tensors, tensors, tensors)
+    counts = TensorCounts(tensors, tensors, tensors, tried)
     return MemoryModel.of([target], RECIPE, levels, tensors=counts, chunk_bytes=2**19)
 
 
@@ -77,6 +77,14 @@ def test_memory_grows_with_the_number_of_tensors_alone():
     grown = many.peak_bytes(many.fit(Budget())) - few.peak_bytes(few.fit(Budget()))
 
     assert grown == pytest.approx(10_000 * 5000, rel=0.1)
+
+
+def test_what_is_rounded_on_trial_first_takes_a_little_more_for_each():
+    none, all_of_them = model_of(tensors=10_000), model_of(tensors=10_000, tried=10_000)
+
+    more = all_of_them.peak_bytes(all_of_them.fit(Budget())) - none.peak_bytes(none.fit(Budget()))
+
+    assert more == 10_000 * 2048
 
 
 def test_what_no_worker_measured_is_taken_from_the_defaults():
