@@ -5,11 +5,11 @@ tasks before it are done when it is settled and none after it has been counted, 
 are at. What it writes down is therefore the same in every run.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from engine.crew import Bell, Settlement, Task
-from engine.journal import Journal, Record, steps_of
+from engine.journal import Journal, OpenLook, Record, steps_of
 from engine.ledger import StepEntry, TensorEntry
 from engine.measurements import Measurement, Threshold
 from engine.relays import Relay, Relays
@@ -17,6 +17,9 @@ from engine.workbench import Workbench
 
 #: A step's index and the name of the tensor it counts over; no name stands for all.
 Stream = tuple[int, str]
+
+#: Within a look bookmarks are this many times as far apart.
+_TALLY_FACTOR = 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Bookmarks:
         self._every_bytes = every_bytes
         self._unmarked_bytes = 0
         self._open_looks = 0
+        self._counted = 0
         self._here = _Place(self.reached.placement, 0, self.reached.passed_bytes)
         self._files: dict[str, int] = {}
         self._touched: list[str] = []
@@ -117,14 +121,57 @@ class Bookmarks:
         if self._unmarked_bytes >= self._every_bytes:
             yield from self._leave(ties)
 
-    def open_look(self) -> None:
-        """Come to the beginning of a look at a stream, of which only the whole is worth keeping."""
+    def begun(self, stream: Stream) -> OpenLook | None:
+        """Give what is known of a look at a stream that had begun and not ended."""
+        look = self.reached.open_look
+        return look if look is not None and look.stream == stream else None
+
+    def open_look(self, stream: Stream, look: int) -> int:
+        """Come to the beginning of a look at a stream.
+
+        Args:
+            stream: What is looked at.
+            look: Which look it is.
+
+        Returns:
+            How many of its chunks are counted.
+        """
+        begun = self.begun(stream)
         self._open_looks += 1
+        self._counted = begun.chunks if begun is not None and begun.look == look else 0
+        return self._counted
+
+    def count(
+        self, stream: Stream, measurement: Measurement, look: int, nbytes: int
+    ) -> Iterator[Task]:
+        """Come to the end of a chunk in a look in which nothing but the count has to be known.
+
+        Args:
+            stream: What is looked at.
+            measurement: What for.
+            look: Which look it is.
+            nbytes: How many bytes the chunk has.
+
+        Yields:
+            A bookmark, where the last one is very far, because there is much to write down, and no
+            other look is open: what that one has counted would be counted again.
+        """
+        self._counted += 1
+        self._unmarked_bytes += nbytes
+        is_far = self._unmarked_bytes >= _TALLY_FACTOR * self._every_bytes
+        if is_far and self._open_looks == 1 and self._journal is not None:
+            part, chunks = measurement.end_part(look), self._counted
+
+            def describe() -> OpenLook:
+                tally = measurement.counted(look, part)
+                return OpenLook(stream=stream, look=look, chunks=chunks, tally=tally)
+
+            yield from self._leave({}, describe)
 
     def learn(
         self, stream: Stream, measurement: Measurement, look: int, nbytes: int
     ) -> Iterator[Task]:
-        """Come to the end of the look that was opened last.
+        """Come to the end of the look that was opened last, all of which can be kept.
 
         Args:
             stream: What was looked at.
@@ -133,8 +180,7 @@ class Bookmarks:
             nbytes: How many bytes it read.
 
         Yields:
-            A bookmark, where the last one is far and no other look is open: what that one has
-            counted so far will be counted again.
+            A bookmark, where the last one is far and no other look is open.
         """
         self._open_looks -= 1
         self._learnt[stream] = measurement, look + 1
@@ -146,52 +192,45 @@ class Bookmarks:
         """Come to the end of the stream, and yield a bookmark."""
         yield from self._leave({})
 
-    def _leave(self, ties: Relays) -> Iterator[Task]:
+    def _leave(
+        self, ties: Relays, describe: Callable[[], OpenLook | None] = lambda: None
+    ) -> Iterator[Task]:
         self._unmarked_bytes = 0
-        if self._journal is None:
+        journal, here, files, learnt = self._journal, self._here, self._files, self._learnt
+        if journal is None:
             return
-        yield _Bookmark(
-            self._journal,
-            self._here,
-            self._entries,
-            self._files,
-            {name: self.tensors[name] for name in self._touched},
-            {index: relay.fork() for index, relay in self.totals.items()},
-            {index: relay.fork() for index, relay in ties.items()},
-            self._learnt,
-        )
-        # The last tensor may go on to change.
+        tensors = {name: self.tensors[name] for name in self._touched}
+        # The last one may go on to change.
         self._files, self._touched, self._learnt = {}, self._touched[-1:], {}
+        total_forks, tie_forks = (
+            {index: relay.fork() for index, relay in relays.items()}
+            for relays in (self.totals, ties)
+        )
+
+        def settle() -> None:
+            thresholds: dict[int, dict[str, list[Threshold]]] = {}
+            for (index, name), (measurement, looks) in learnt.items():
+                thresholds.setdefault(index, {})[name] = measurement.found[:looks]
+            record = Record(
+                files=files,
+                placement=here.placement,
+                chunks=here.chunks,
+                passed_bytes=here.passed_bytes,
+                steps=steps_of(self._entries),
+                tensors=tensors,
+                totals={index: relay.total() for index, relay in total_forks.items()},
+                ties={index: relay.total() for index, relay in tie_forks.items()},
+                thresholds=thresholds,
+                open_look=describe(),
+            )
+            journal.write(record)
+
+        yield _Bookmark(settle)
 
 
 @dataclass(frozen=True)
 class _Bookmark:
-    journal: Journal
-    place: _Place
-    entries: Sequence[StepEntry]
-    files: Mapping[str, int]
-    tensors: Mapping[str, TensorEntry]
-    totals: Relays
-    ties: Relays
-    learnt: Mapping[Stream, tuple[Measurement, int]]
+    settle: Settlement
 
     def run(self, _: Workbench) -> Settlement:
-        return self._settle
-
-    def _settle(self) -> None:
-        thresholds: dict[int, dict[str, list[Threshold]]] = {}
-        for (index, name), (measurement, looks) in self.learnt.items():
-            thresholds.setdefault(index, {})[name] = measurement.found[:looks]
-        self.journal.write(
-            Record(
-                files=dict(self.files),
-                placement=self.place.placement,
-                chunks=self.place.chunks,
-                passed_bytes=self.place.passed_bytes,
-                steps=steps_of(self.entries),
-                tensors=dict(self.tensors),
-                totals={index: relay.total() for index, relay in self.totals.items()},
-                ties={index: relay.total() for index, relay in self.ties.items()},
-                thresholds=thresholds,
-            )
-        )
+        return self.settle

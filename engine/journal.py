@@ -24,10 +24,26 @@ from blake3 import blake3
 from pydantic import BaseModel, Field
 
 from engine.ledger import StepEntry, TensorEntry
-from engine.measurements import Threshold
+from engine.measurements import Tally, Threshold
 
 _FORMAT = 1
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class OpenLook(BaseModel, extra="forbid"):
+    """A look at a step's keys that has not ended.
+
+    Attributes:
+        stream: The step's index and the tensor's name, which is empty where it is all tensors.
+        look: Which look at them it is.
+        chunks: How many chunks it has counted.
+        tally: What it has counted.
+    """
+
+    stream: tuple[int, str]
+    look: int
+    chunks: int
+    tally: Tally
 
 
 class Record(BaseModel, extra="forbid"):
@@ -45,6 +61,7 @@ class Record(BaseModel, extra="forbid"):
         ties: How many each step has met in the tensor that has begun.
         thresholds: What each look at a step's keys found, by the step's index and the tensor's
             name, which is empty where it is all tensors.
+        open_look: How far the look is that is being taken.
     """
 
     files: dict[str, int] = Field(default_factory=dict)
@@ -57,6 +74,7 @@ class Record(BaseModel, extra="forbid"):
     totals: dict[int, int] = Field(default_factory=dict)
     ties: dict[int, int] = Field(default_factory=dict)
     thresholds: dict[int, dict[str, list[Threshold]]] = Field(default_factory=dict)
+    open_look: OpenLook | None = None
 
     @property
     def bytes_read(self) -> int:

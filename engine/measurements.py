@@ -33,6 +33,59 @@ class Threshold:
     ties: int
 
 
+#: Digits of keys, and how many keys have each.
+Tally = tuple[tuple[int, int], ...]
+
+
+class _Histogram:
+    """What one look counts, in parts: so it is known what was counted up to some chunk."""
+
+    def __init__(self, bins: int) -> None:
+        self.part = 0
+        self._bins = bins
+        self._parts: dict[int, Counts] = {}
+        self._unread = 0
+        self._is_over = False
+
+    def begin_with(self, tally: Tally) -> None:
+        counts = self._parts[-1] = np.zeros(self._bins, np.int64)
+        for digit, count in tally:
+            counts[digit] = count
+
+    def end_part(self) -> int:
+        self._unread += 1
+        self.part += 1
+        return self.part - 1
+
+    def add(self, part: int, counts: Counts) -> None:
+        if part not in self._parts:
+            self._parts[part] = np.zeros(self._bins, np.int64)
+        pruning_kernels.move_counts(counts, self._parts[part])
+
+    def up_to(self, part: int) -> Tally:
+        counts = self._parts[part]
+        if part - 1 in self._parts:
+            counts += self._parts.pop(part - 1)
+        digits = np.flatnonzero(counts)
+        self._unread -= 1
+        self._let_go()
+        return tuple(zip(digits.tolist(), counts[digits].tolist(), strict=True))
+
+    def total(self) -> Counts:
+        if not self._parts:
+            raise ValueError("A measurement needs a stream of at least one key.")
+        total = np.zeros(self._bins, np.int64)
+        for counts in self._parts.values():
+            total += counts
+        self._is_over = True
+        self._let_go()
+        return total
+
+    def _let_go(self) -> None:
+        if self._is_over and not self._unread:
+            self._parts = {}
+
+
 class Measurement:
     """Finds what splits the `count` smallest keys of a stream from the rest.
 
@@ -41,6 +94,7 @@ class Measurement:
         count: How many to split off, at most as many as the stream has.
         key_bits: How long a key is: 15, 31 or 32 bits.
         found: What the first looks found, where they are done already.
+        tally: What the next look has counted already; see `counted`.
 
     Attributes:
         looks: How many times the stream must be looked at.
@@ -52,7 +106,12 @@ class Measurement:
     found: list[Threshold]
 
     def __init__(
-        self, bell: Bell, count: int, key_bits: int, found: Iterable[Threshold] = ()
+        self,
+        bell: Bell,
+        count: int,
+        key_bits: int,
+        found: Iterable[Threshold] = (),
+        tally: Tally = (),
     ) -> None:
         self._bell = bell
         self._digits = _DIGITS[key_bits] if count else ()
@@ -60,23 +119,59 @@ class Measurement:
         self.found = list(found)
         self._adding = threading.Lock()
         self._open = [1] * len(self._digits)
-        self._histogram: Counts | None = None
         self.looks = len(self._digits)
+        self._histograms = [_Histogram(1 << digit) for _, digit in self._digits]
+        if tally:
+            self._histograms[len(self.found)].begin_with(tally)
 
-    def enlist(self, look: int) -> None:
-        """Expect one more chunk in a look."""
+    def enlist(self, look: int) -> int:
+        """Expect one more chunk in a look.
+
+        Args:
+            look: Which look, from 0.
+
+        Returns:
+            The part of the look that the chunk belongs to.
+        """
         with self._adding:
             self._open[look] += 1
+            return self._histograms[look].part
+
+    def end_part(self, look: int) -> int:
+        """Have the chunks that are enlisted in a look from now on belong to another part.
+
+        Args:
+            look: Which look.
+
+        Returns:
+            The part that ends here, of which `counted` has to be told.
+        """
+        with self._adding:
+            return self._histograms[look].end_part()
+
+    def counted(self, look: int, part: int) -> Tally:
+        """Give what a look has counted up to the end of a part.
+
+        Args:
+            look: Which look.
+            part: The part. All its chunks have been counted, and all parts before been asked for.
+
+        Returns:
+            The digits that occurred, and how often.
+        """
+        with self._adding:
+            return self._histograms[look].up_to(part)
 
     def close(self, look: int) -> None:
         """Expect no more chunks in a look than those that were enlisted."""
         self._finish_one(look)
 
-    def add(self, look: int, keys: Bits, mask: int, bench: Workbench) -> None:
+    def add(self, look: int, part: int, keys: Bits, mask: int, bench: Workbench) -> None:
         """Count the keys of an enlisted chunk, when what the look needs to know is known.
 
         Args:
             look: Which look, from 0.
+            part: The part that the chunk belongs to.
             keys: The keys.
             mask: Which of their bits count.
             bench: Memory for the chunk's own histogram, which is left empty.
@@ -88,9 +183,7 @@ class Measurement:
         prefix = self.found[look - 1].key if look else -1
         pruning_kernels.count_digits(keys.reshape(-1), mask, shift, digit, prefix, mine)
         with self._adding:
-            if self._histogram is None:
-                self._histogram = np.zeros(1 << digit, np.int64)
-            pruning_kernels.move_counts(mine, self._histogram)
+            self._histograms[look].add(part, mine)
         self._finish_one(look)
 
     def result(self) -> Threshold:
@@ -111,9 +204,7 @@ class Measurement:
             self._open[look] -= 1
             if self._open[look]:
                 return
-            histogram, self._histogram = self._histogram, None
-        if histogram is None:
-            raise ValueError("A measurement needs a stream of at least one key.")
+            histogram = self._histograms[look].total()
         last = self._last()
         place, left = pruning_kernels.locate(histogram, last.ties)
         with self._bell:

@@ -18,13 +18,18 @@ class PruneSteps:
         recipe: Whose prune steps.
         targets: What they prune, in the order of the files.
         extents: How each is cut, by its name.
+
+    Attributes:
+        targets: What they prune.
     """
+
+    targets: Sequence[Target]
 
     def __init__(
         self, recipe: Recipe, targets: Sequence[Target], extents: Mapping[str, Extent]
     ) -> None:
         self._recipe = recipe
-        self._targets = targets
+        self.targets = targets
         self._extents = extents
         self._drawn_before: dict[tuple[int, str], int] = {}
         for index in range(len(recipe.steps)):
@@ -43,7 +48,7 @@ class PruneSteps:
 
     def pruned_by(self, index: int) -> list[Target]:
         """Give the tensors that a step prunes, in their order."""
-        return [target for target in self._targets if index in target.prune_steps]
+        return [target for target in self.targets if index in target.prune_steps]
 
     def is_measured_whole(self, index: int) -> bool:
         """Say whether a step's threshold counts over whole tensors."""
@@ -53,6 +58,16 @@ class PruneSteps:
     def is_global(self, index: int) -> bool:
         """Say whether a step has one threshold for all tensors."""
         return self.is_measured_whole(index) and self[index].scope == "global"
+
+    def stream(self, index: int, target: Target) -> tuple[int, str]:
+        """Name the keys among which the threshold counts that a step has for a tensor."""
+        return index, "" if self.is_global(index) else target.name
+
+    def is_counted_alone(self, index: int, target: Target) -> bool:
+        """Say whether a step's threshold has nothing to do with what the steps before leave."""
+        if self[index].method == "random":
+            return True
+        return all(min(t.prune_steps) == index for t in self.measured_with(index, target))
 
     def measured_with(self, index: int, target: Target) -> list[Target]:
         """Give the tensors over which the threshold counts that a step has for one of them."""
@@ -71,6 +86,6 @@ class PruneSteps:
             first = self._drawn_before[index, target.name] if is_global else 0
             seed = seed_of(step.seed, index, "" if is_global else target.name)
             return Draws(seed, target.matrix, self._extents[target.name], first)
-        if is_wide(index, self._recipe, self._targets):
+        if is_wide(index, self._recipe, self.targets):
             return WideMagnitudes(float_kernels.KINDS[target.matrix.tensor.dtype])
         return Magnitudes(target.itemsize)

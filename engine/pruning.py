@@ -11,27 +11,21 @@ from itertools import islice
 
 from engine.bookmarks import Bookmarks
 from engine.chunks import Chunk, Section, sections
-from engine.compilation import Bits
 from engine.crew import Bell, Task
 from engine.erasers import Eraser, GroupEraser, RowEraser, ThresholdEraser
-from engine.gatherings import Gathering
 from engine.ledger import StepEntry
-from engine.looks import Look, Measuring
+from engine.looks import Look
 from engine.measurements import Measurement
-from engine.progress import Progress, Ticker
+from engine.progress import Progress
 from engine.prune_steps import PruneSteps
-from engine.rankings import Draws
 from engine.relays import Relay, Relays
 from engine.section_looks import SectionLooks, Strand
 from engine.source import Source
-from engine.workbench import Workbench
+from engine.whole_looks import MakeTask, WholeLooks, counting
 from jobs.recipe import Recipe
 from planning.extents import Extent
 from planning.matrices import pruned_count
 from planning.selection import Target
-
-#: Makes the task of a chunk, given the peaks of its section where it needs them.
-MakeTask = Callable[[Look, Gathering | None], Task]
 
 
 class Pruning:
@@ -61,13 +55,13 @@ class Pruning:
     ) -> None:
         self._source = source
         self._steps = PruneSteps(recipe, targets, extents)
-        self._targets = targets
         self._extents = extents
         self._entries = entries
         self._bell = bell
-        self._report = report
         self._bookmarks = bookmarks or Bookmarks(bell, None, entries, 0)
-        self._measured: dict[tuple[int, str], Measurement] = {}
+        self._whole_looks = WholeLooks(
+            source, self._steps, extents, entries, bell, report, self._bookmarks, self.look_at
+        )
 
     def look_at(
         self,
@@ -97,7 +91,7 @@ class Pruning:
         steps = [index for index in target.prune_steps if index < limit]
         for index in steps:
             if self._steps.is_measured_whole(index):
-                yield from self._measure_whole(index, target, relays)
+                yield from self._whole_looks.measure(index, target, relays)
                 fresh = Relay(self._bell, self._bookmarks.ties(index) if done else 0)
                 is_global = self._steps.is_global(index)
                 relays[index] = totals.setdefault(index, fresh) if is_global else fresh
@@ -133,84 +127,6 @@ class Pruning:
         erasures = tuple((index, eraser.enlist(chunk)) for index, eraser in strand)
         return Look(self._source, target, self._extents[target.name], chunk, erasures)
 
-    def _measure_whole(self, index: int, target: Target, earlier: Relays) -> Iterator[Task]:
-        """Find the threshold of a step that counts over a tensor, or over all."""
-        is_global = self._steps.is_global(index)
-        key = (index, "" if is_global else target.name)
-        if key in self._measured:
-            return
-        key_bits = self._steps.ranking(index, target).key_bits
-        found = self._bookmarks.found(key)
-        measurement = Measurement(self._bell, self._steps.count(index, target), key_bits, found)
-        self._measured[key] = measurement
-        targets = self._steps.measured_with(index, target)
-        nbytes = sum(chosen.matrix.tensor.nbytes for chosen in targets)
-        looks = range(len(found), measurement.looks)
-        ticker = self._ticker(index, len(looks) * nbytes) if is_global else None
-        for look in looks:
-            self._bookmarks.open_look()
-            totals = {} if is_global else {i: relay.fork() for i, relay in earlier.items()}
-            for chosen in self._targets if is_global else targets:
-                yield from self._count(index, chosen, measurement, look, totals, ticker)
-            measurement.close(look)
-            yield from self._bookmarks.learn(key, measurement, look, nbytes)
-
-    def _count(
-        self,
-        index: int,
-        target: Target,
-        measurement: Measurement,
-        look: int,
-        totals: Relays,
-        ticker: Ticker | None,
-    ) -> Iterator[Task]:
-        is_counted = index in target.prune_steps
-        if self._steps[index].method == "random":
-            extent = self._extents[target.name]
-            chunks = (c for s in sections(extent) for c in s.chunks()) if is_counted else ()
-            for chunk in chunks:
-                measurement.enlist(look)
-                drawn = Look(self._source, target, extent, chunk, ())
-                yield self._counting(index, measurement, look, ticker, drawn)
-            return
-        # An earlier global step must see every tensor, to know where among them it is.
-        if is_counted or any(self._steps.is_global(i) for i in target.prune_steps if i < index):
-
-            def make(seen: Look, _: Gathering | None) -> Task:
-                if not is_counted:
-                    return Measuring(seen, lambda *_: None, lambda _: None)
-                measurement.enlist(look)
-                return self._counting(index, measurement, look, ticker, seen)
-
-            yield from self.look_at(target, index, totals, make)
-
-    def _counting(
-        self,
-        index: int,
-        measurement: Measurement,
-        look: int,
-        ticker: Ticker | None,
-        seen: Look,
-    ) -> Measuring:
-        ranking = self._steps.ranking(index, seen.target)
-        is_read = not isinstance(ranking, Draws)
-        entry = self._entries[index]
-
-        def count(bits: Bits, bench: Workbench) -> None:
-            measurement.add(look, *ranking.keys(bits, seen.chunk, bench), bench)
-
-        def settle(seconds: float) -> None:
-            entry.seconds += seconds
-            entry.bytes_read += seen.nbytes if is_read else 0
-            if ticker is not None:
-                ticker.advance(seen.nbytes)
-
-        return Measuring(seen, count, settle, is_read)
-
-    def _ticker(self, index: int, total: int) -> Ticker | None:
-        progress = Progress("measure", index + 1, len(self._entries), 0, total, "bytes")
-        return Ticker(self._report, progress) if total else None
-
     def _eraser(
         self,
         index: int,
@@ -226,7 +142,7 @@ class Pruning:
             positions = None if is_transposed else target.matrix.positions
             return GroupEraser(ranking, int(step.structure[-1]), positions)
         if step.scope != "row":
-            measurement = self._measured[index, "" if self._steps.is_global(index) else target.name]
+            measurement = self._whole_looks.measurement(index, target)
             if section.extent.shape != "panel":
                 return ThresholdEraser(ranking, measurement, relays[index])
             looks = self._looks_at(index, target, section, strand)
@@ -241,8 +157,7 @@ class Pruning:
         for look in range(measurement.looks):
             forks = [(i, eraser.fork()) for i, eraser in strand]
             for chunk in section.chunks():
-                measurement.enlist(look)
                 seen = self._look(target, chunk, forks)
-                yield self._counting(index, measurement, look, None, seen)
+                yield counting(ranking, self._entries[index], measurement, look, seen)
             measurement.close(look)
         return ThresholdEraser(ranking, measurement, Relay(self._bell, 0))

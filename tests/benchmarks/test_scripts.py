@@ -32,6 +32,11 @@ pytestmark = pytest.mark.slow
             {"memory": ("`cp -r`", "quantize w8a16", "prune 50 %, quantize w8a16")},
         ),
         (
+            "resume",
+            ("--size", "4MB", "--rounds", "4"),
+            {"resume": ("w8a16", "w8a8, 50 % per tensor", "**all**")},
+        ),
+        (
             "prediction",
             ("--models", "matrices of 32 MB, bf16"),
             {"prediction": ("matrices of 32 MB, bf16",)},
@@ -68,7 +73,7 @@ def test_a_script_fills_the_tables_between_its_markers(tmp_path, script, options
 def test_the_page_has_the_markers_of_every_script():
     text = (ROOT / "docs" / "benchmarks.md").read_text()
 
-    for name in ("transfer", "latency", "polls", "memory", "prediction", "engine"):
+    for name in ("transfer", "latency", "polls", "memory", "resume", "prediction", "engine"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
 
 
