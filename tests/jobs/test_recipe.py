@@ -88,6 +88,16 @@ def test_a_number_is_read_however_it_is_written(text):
         ({"steps": [QUANTIZE | {"target_bytes": "2XB"}]}, "/steps/0/target_bytes", "byte"),
         ({"steps": [QUANTIZE | {"target_bytes": 0}]}, "/steps/0/target_bytes", "greater than 0"),
         ({"steps": [QUANTIZE | {"max_relative_rmse": 0}]}, "/steps/0/max_relative_rmse", "greater"),
+        (
+            {"steps": [QUANTIZE | {"max_relative_rmse": "inf"}]},
+            "/steps/0/max_relative_rmse",
+            "finite",
+        ),
+        (
+            {"steps": [QUANTIZE], "gate": {"max_size_ratio": "inf"}},
+            "/gate/max_size_ratio",
+            "finite",
+        ),
         ({"steps": [PRUNE | {"target_bytes": 1}]}, "/steps/0/target_bytes", "not a key"),
         ({"steps": [PRUNE | {"sparsity": 1}]}, "/steps/0/sparsity", "less than 1"),
         ({"steps": [PRUNE | {"sparsity": -0.1}]}, "/steps/0/sparsity", "greater than or equal"),
