@@ -21,7 +21,7 @@ _FIRST_TOUCH_BYTES = 5 * 1024**2
 #: Headers, the plan and the report, as Python's objects: for each tensor that comes in, for each
 #: that goes out, and for each that changes.
 _BYTES_PER_TENSOR_READ = 2048
-_BYTES_PER_TENSOR_WRITTEN = 256
+_BYTES_PER_TENSOR_WRITTEN = 512
 _BYTES_PER_TENSOR_CHANGED = 2560
 #: The same for what a rehearsal found of a tensor, and the plans that are made of it.
 _BYTES_PER_TENSOR_TRIED = 2048
