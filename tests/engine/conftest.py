@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from engine.pipeline import compress
+from engine.verification import verify
+from engine.verified_forms import claims_of
 from jobs.recipe import parse_recipe
-from jobs.report import Report
+from jobs.report import Report, Verification
 from planning.working_set import CHUNK_BYTES
 
 Tensors = dict[str, torch.Tensor]
@@ -19,10 +21,11 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Pressed:
-    """An artifact and its report."""
+    """An artifact, its report and what was verified."""
 
     report: Report
     folder: Path
+    verification: Verification
 
     @property
     def tensors(self) -> Tensors:
@@ -36,7 +39,7 @@ class Pressed:
 
 @pytest.fixture
 def press(tmp_path: Path) -> Callable[..., Pressed]:
-    """Compress a folder by the steps of a recipe."""
+    """Compress a folder by the steps of a recipe, and verify the artifact."""
     count = 0
 
     def run(
@@ -59,6 +62,9 @@ def press(tmp_path: Path) -> Callable[..., Pressed]:
             chunk_bytes=chunk_bytes,
             threads=threads,
         )
-        return Pressed(report, artifact)
+        # Every artifact that a test makes must pass what a job's must.
+        claims = claims_of(report)
+        verification = verify(model, artifact, parsed, claims, on_progress=lambda _: None)
+        return Pressed(report, artifact, verification)
 
     return run

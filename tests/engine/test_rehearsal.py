@@ -10,7 +10,6 @@ import transformers
 from engine import pressing, rehearsal
 from engine.pipeline import compress
 from engine.torch_kernels import TorchKernels
-from engine.verification import verify
 from jobs.checkpoint import open_checkpoint
 from jobs.problems import Problem
 from jobs.recipe import parse_recipe
@@ -285,11 +284,9 @@ def test_an_artifact_with_floats_among_int8_is_verified(many, press, prune):
     steps = [*prune, W8A16 | {"target_bytes": 300_000}]
 
     pressed = press(many, *steps)
-    recipe = parse_recipe({"steps": steps})
-    verified = verify(many, pressed.folder, recipe, pressed.report, on_progress=lambda _: None)
 
     assert float_names(pressed)
-    assert verified.tensors == 61
+    assert pressed.verification.tensors == 61
 
 
 def test_a_job_without_an_aim_has_no_rehearsal(many, press, monkeypatch):
