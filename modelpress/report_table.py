@@ -24,8 +24,8 @@ def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group
         all_tensors: Whether to list each changed tensor rather than those that lost most.
 
     Returns:
-        What rich can print: the sizes, the memory, the steps, the tensors with the largest error
-        first, those that gain most as floats, what was skipped, and the loaders.
+        What rich can print: the sizes, the memory, what was verified, the steps, the tensors with
+        the largest error first, those that gain most as floats, what was skipped, and the loaders.
     """
     tables: list[Table] = []
     if report.get("steps"):
@@ -39,7 +39,10 @@ def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group
     if report.get("loaders"):
         tables.append(_loaders(report["loaders"]))
     spaced: list[RenderableType] = [Padding(table, (1, 0, 0, 0), expand=False) for table in tables]
-    return Group(_headline(report), _memory(report.get("memory") or {}), *spaced)
+    lines = [_headline(report), _memory(report.get("memory") or {})]
+    if report.get("verification"):
+        lines.append(_verification(report["verification"]))
+    return Group(*lines, *spaced)
 
 
 def _headline(report: dict[str, Any]) -> Text:
@@ -55,7 +58,7 @@ def _headline(report: dict[str, Any]) -> Text:
 def _memory(memory: dict[str, Any]) -> Text:
     facts = [
         ("peak", memory.get("measured_peak_bytes")),
-        ("runner", (memory.get("peak") or {}).get("resident_peak_bytes")),
+        ("planned", memory.get("predicted_peak_bytes")),
         ("inspection", memory.get("inspection_peak_bytes")),
         ("added to idle", memory.get("added_anonymous_bytes")),
         ("device peak", (memory.get("device") or {}).get("reserved_peak_bytes")),
@@ -64,6 +67,12 @@ def _memory(memory: dict[str, Any]) -> Text:
     ]
     known = [f"{name} {format_bytes(value)}" for name, value in facts if value is not None]
     return Text("memory: " + (", ".join(known) or "not measured"))
+
+
+def _verification(found: dict[str, Any]) -> Text:
+    tensors, rows, error = (found.get(name) for name in ("tensors", "rows", "max_error_steps"))
+    compared = f"{tensors or 0:,} tensors, {rows or 0:,} of their rows compared with the model"
+    return Text(f"verified: {compared}" + (f", error {error:.3f} steps" if error else ""))
 
 
 def _steps(steps: list[dict[str, Any]]) -> Table:

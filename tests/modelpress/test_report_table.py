@@ -24,9 +24,18 @@ def test_the_headline_tells_the_sizes_the_ratio_and_the_time(report):
 
 def test_the_memory_line_tells_what_was_measured_against_the_budget(report):
     assert printed(report).splitlines()[1] == (
-        "memory: peak 300.00 MiB, runner 300.00 MiB, added to idle 150.00 MiB, "
+        "memory: peak 300.00 MiB, planned 296.00 MiB, added to idle 150.00 MiB, "
         "budget 512.00 MiB, headroom 212.00 MiB"
     )
+
+
+def test_the_third_line_tells_what_was_verified_where_it_was(report):
+    unverified = report | {"verification": None}
+
+    assert printed(report).splitlines()[2] == (
+        "verified: 12 tensors, 120 of their rows compared with the model, error 0.500 steps"
+    )
+    assert "verified" not in printed(unverified)
 
 
 def test_the_ten_tensors_with_the_largest_error_come_first(report):
