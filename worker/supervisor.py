@@ -1,17 +1,10 @@
-"""The supervisor: takes a job, has a runner do it, and says how it ended.
+"""The supervisor: takes a job, has a runner do it and another one verify it, and publishes it.
 
-Trusted, and the only part of the worker that holds Redis. What each end of an attempt means:
-
-    done       verified too: publish the artifact, then the result, then tell Redis: succeeded
-    failed     a problem that will not go away: failed; one that may: back to the queue, counted
-    cancelled  cancelled
-    drained    back to the queue, not counted
-    lost       nothing: the job may be another worker's, and only its holder may speak for it
+Trusted, and with `worker.endings` the only part of the worker that holds Redis.
 """
 
 import contextlib
 import os
-import shutil
 import socket
 import threading
 from dataclasses import replace
@@ -23,12 +16,12 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from jobs.blobs import BlobStore, now_ms
-from jobs.equal_jobs import ENGINE_VERSION, answer, deciding_parts, link_or_copy, remember
+from jobs.equal_jobs import ENGINE_VERSION, answer, deciding_parts, link_or_copy
 from jobs.gate import check as check_gate
+from jobs.gate import check_memory
 from jobs.job import Job, JobResult
 from jobs.levels import publish_levels, read_levels
 from jobs.problems import Problem
-from jobs.queue import ring
 from jobs.reaper import publish_end
 from jobs.recipe import Budget
 from jobs.report import Report
@@ -40,6 +33,7 @@ from planning.working_set import MOST_THREADS
 from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
 from worker.collect import collect_artifact, read_report, read_verification
+from worker.endings import Endings
 from worker.lease import Lease
 from worker.runner import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME, Order
 from worker.runner_process import Runner, Template, TemplateDiedError
@@ -76,11 +70,11 @@ class Supervisor:
         self._settings = settings
         self._store = store
         self._blobs = blobs
-        self._celery = celery
         self._drain = drain
         self._device = choose_device(settings.device)
         self._template = Template(self._device)
         self._checksums = Checksums(blobs)
+        self._endings = Endings(store, blobs, celery, self._checksums)
         self.name = f"{socket.gethostname()}:{self._template.pid}"
         threading.Thread(target=self._announce, name="announce", daemon=True).start()
 
@@ -142,15 +136,7 @@ class Supervisor:
             except OSError as error:
                 _log.exception("attempt_failed")
                 outcome = Outcome("failed", Problem.from_os_error(error))
-            if not _may_go_on(outcome):
-                # First: it may be what fills the disk, and the job's end has to be written there.
-                self._remove_work(job, token)
-            if outcome.kind != "done":
-                try:
-                    self._settle(job, token, outcome)
-                except OSError as error:
-                    # Redis knows; a reaper writes it down once the disk can take it.
-                    _log.warning("end_not_written", error=str(error))
+            self._endings.settle(job, token, outcome)
         return outcome
 
     def _work(self, job: Job, token: int, lease: Lease) -> Outcome:
@@ -191,7 +177,7 @@ class Supervisor:
             return False
         self._require_lease(job, token)
         self._blobs.write_report(job.id, found.report)
-        self._publish(job, token, found.result)
+        self._endings.publish(job, token, found.result)
         return True
 
     def _require_lease(self, job: Job, token: int) -> None:
@@ -229,6 +215,7 @@ class Supervisor:
         if report.memory.inspection_peak_bytes:
             inspection = {"inspection_bytes": report.memory.inspection_peak_bytes}
             publish_levels(self._store.redis, inspection)
+        check_memory(report)
         check_gate(report, job.recipe.gate)
         name = f"artifact-{token}"
         (work / ARTIFACT_NAME).rename(self._blobs.job_folder(job.id) / name)
@@ -241,58 +228,7 @@ class Supervisor:
             cache=job.cache or "miss",
             finished_ms=now_ms(),
         )
-        self._publish(job, token, result)
-
-    def _publish(self, job: Job, token: int, result: JobResult) -> None:
-        if not self._blobs.publish_result(result):
-            # Another attempt was faster; its result is the job's, and ours is rubbish.
-            if result.artifact_folder:
-                ours = self._blobs.job_folder(job.id) / result.artifact_folder
-                shutil.rmtree(ours, ignore_errors=True)
-            published = self._blobs.read_result(job.id)
-            if published is not None:
-                self._store.finish(published, token=None)
-            return
-        if self._store.finish(result, token) == "stale":
-            self._store.finish(result, token=None)
-        if result.state == "succeeded":
-            remember(self._blobs, job)
-        self._checksums.take_up(job.id)
-
-    def _settle(self, job: Job, token: int, outcome: Outcome) -> None:
-        if outcome.kind == "lost":
-            return
-        problem = outcome.problem
-        if outcome.kind == "cancelled":
-            self._end(job, token, "cancelled", None)
-        elif problem is not None and (problem.retryable or outcome.kind == "drained"):
-            state = self._store.release(job.id, token, problem, counted=outcome.kind != "drained")
-            if state == "queued":
-                ring(self._celery, job.id)
-            elif state != "stale":
-                self._remove_work(job, token)
-                publish_end(self._store, self._blobs, job.id)
-        elif problem is not None:
-            self._end(job, token, "failed", problem)
-
-    def _remove_work(self, job: Job, token: int) -> None:
-        folder = self._blobs.job_folder(job.id)
-        shutil.rmtree(folder / f"work-{token}", ignore_errors=True)
-        if not self._blobs.has_result(job.id):
-            shutil.rmtree(folder / f"artifact-{token}", ignore_errors=True)
-
-    def _end(self, job: Job, token: int, state: Any, problem: Problem | None) -> None:  # noqa: ANN401
-        result = JobResult(
-            id=job.id,
-            state=state,
-            attempt=job.attempt,
-            failure=problem.to_dict() if problem else None,
-            cache=job.cache or "miss",
-            finished_ms=now_ms(),
-        )
-        # Only its holder may end a job so; the disk learns of it after Redis agreed.
-        if self._store.finish(result, token) == "finished":
-            self._blobs.publish_result(result)
+        self._endings.publish(job, token, result)
 
 
 def choose_device(wanted: str) -> Any:  # noqa: ANN401 - Literal["cpu", "cuda"]
@@ -307,13 +243,6 @@ def choose_device(wanted: str) -> Any:  # noqa: ANN401 - Literal["cpu", "cuda"]
     if wanted != "auto":
         return wanted
     return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
-
-
-def _may_go_on(outcome: Outcome) -> bool:
-    """Say whether the next attempt can go on from what this one left, by the engine's journal."""
-    problem = outcome.problem
-    was_killed = problem is not None and problem.code == "runner_died"
-    return outcome.kind in {"drained", "lost"} or was_killed
 
 
 def _about(job: Job) -> dict[str, Any]:
