@@ -91,6 +91,14 @@ def _figures(report: Report) -> tuple[tuple[str, str, str], ...]:
         if memory.headroom_bytes is None
         else f"{human_bytes(memory.headroom_bytes)} below the budget"
     )
+    verified = (
+        ("nothing", "the artifact did not get so far")
+        if report.verification is None
+        else (
+            f"{report.verification.tensors} tensors",
+            f"{report.verification.rows} of their rows compared with the model",
+        )
+    )
     return (
         (
             "Size",
@@ -108,6 +116,7 @@ def _figures(report: Report) -> tuple[tuple[str, str, str], ...]:
             f"{report.speed.total_seconds:.1f} s",
             f"{human_bytes(report.speed.input_bytes_per_second)}/s of input",
         ),
+        ("Verified", *verified),
     )
 
 

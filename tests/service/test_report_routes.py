@@ -49,6 +49,13 @@ REPORT = {
     "skipped": [{"name": "head", "op": "quantize", "reason": "output head"}],
     "loaders": {"torch": {"ok": True, "note": "by load.py"}},
     "speed": {"total_seconds": 0.5, "input_bytes_per_second": 4000.0},
+    "verification": {
+        "tensors": 3,
+        "rows": 40,
+        "max_error_steps": 0.5,
+        "seconds": 0.1,
+        "peak_bytes": 2**21,
+    },
     "versions": {"torch": "2.13.0"},
 }
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -74,6 +81,8 @@ def test_browsers_get_a_page_whose_names_are_harmless(client, reported):
     assert answer.mimetype == "text/html"
     assert "<svg" in answer.text
     assert "55%" in answer.text
+    assert "3 tensors" in answer.text
+    assert "40 of their rows compared with the model" in answer.text
     assert "<script" not in answer.text
     assert "&lt;script&gt;" in answer.text
     assert "script-src" not in answer.headers["Content-Security-Policy"]
