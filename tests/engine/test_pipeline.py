@@ -144,6 +144,49 @@ def test_the_artifact_does_not_depend_on_the_size_of_blocks(
     assert digests(artifacts[0]) == digests(artifacts[3])
 
 
+PRUNE = {"op": "prune", "sparsity": 0.37}
+RECIPES = {
+    "rounded": [],
+    "rounded by groups": [{"group_size": 24}],
+    "per tensor": [PRUNE],
+    "per row": [{**PRUNE, "scope": "row"}],
+    "global": [{**PRUNE, "scope": "global"}],
+    "2:4, then per tensor": [{"op": "prune", "structure": "2:4"}, {**PRUNE, "sparsity": 0.6}],
+    "4:8 at random": [{"op": "prune", "structure": "4:8", "method": "random"}],
+    "global at random, then per row": [
+        {**PRUNE, "scope": "global", "method": "random"},
+        {**PRUNE, "sparsity": 0.6, "scope": "row"},
+    ],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_rows_longer_than_a_chunk_and_the_number_of_threads_change_nothing(
+    save_model, press, weights, recipe
+):
+    model = save_model(
+        {
+            "long.weight": weights(5, 2400, dtype=torch.bfloat16),
+            "tall.weight": weights(1200, 24, dtype=torch.float16, seed=1),
+            "conv.weight": weights(16, 24, 3, 3, seed=2),
+            "flat.bias": weights(5000),
+        }
+    )
+    rounding = {"op": "quantize", "scheme": "w8a16", "exclude": ["conv"]}
+    steps = [step for step in RECIPES[recipe] if "op" in step]
+    rounding |= next((step for step in RECIPES[recipe] if "op" not in step), {})
+
+    artifacts = [
+        press(model, *steps, rounding, chunk_bytes=chunk_bytes, threads=threads)
+        for chunk_bytes, threads in ((2**20, 1), (2**20, 3), (2048, 1), (2048, 4), (500, 2))
+    ]
+
+    first, *others = artifacts
+    for other in others:
+        assert digests(other.folder) == digests(first.folder)
+        assert other.report.tensors == first.report.tensors
+
+
 @SCHEMES
 def test_a_convolution_has_one_scale_per_output_channel(save_model, press, weights, scheme):
     weight = weights(6, 5, 3, 3)
