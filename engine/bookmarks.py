@@ -19,7 +19,7 @@ from engine.workbench import Workbench
 Stream = tuple[int, str]
 
 #: Within a look bookmarks are this many times as far apart.
-_TALLY_FACTOR = 4
+_TALLY_FACTOR = 8
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from engine.side_files import copy_side_files, write_text
 from engine.source import Source
 from jobs.checkpoint import open_checkpoint
 from jobs.durable_files import fsync
-from jobs.recipe import Recipe
+from jobs.recipe import ENGINE_VERSION, Recipe
 from jobs.report import Report
 from planning.memory_model import Levels
 from planning.module_kinds import ModuleKinds
@@ -116,7 +116,7 @@ def _fingerprint(plan: Plan, chunk_bytes: int) -> str:
     """Tell the job from others by all that decides which tasks it has and what they write."""
 
     def parts() -> Iterator[object]:
-        yield version("modelpress"), chunk_bytes, plan.recipe
+        yield version("modelpress"), ENGINE_VERSION, chunk_bytes, plan.recipe
         for shard in plan.shards:
             status = (plan.checkpoint.folder / shard.source.name).stat()
             yield shard.source.name, status.st_size, status.st_mtime_ns, shard.header

@@ -25,11 +25,8 @@ from jobs.durable_files import fsync
 from jobs.gate import check as check_gate
 from jobs.job import Artifact, Job, JobResult, JobSpec, is_job_id
 from jobs.problems import Problem
-from jobs.recipe import Recipe
+from jobs.recipe import ENGINE_VERSION, Recipe
 from jobs.report import Report
-
-#: To be raised with every change after which some model and recipe give an artifact of other bytes.
-ENGINE_VERSION = 1
 
 Put = Callable[[Path, Path], None]
 

@@ -16,14 +16,14 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from jobs.blobs import BlobStore, now_ms
-from jobs.equal_jobs import ENGINE_VERSION, answer, deciding_parts, link_or_copy
+from jobs.equal_jobs import answer, deciding_parts, link_or_copy
 from jobs.gate import check as check_gate
 from jobs.gate import check_memory
 from jobs.job import Job, JobResult
 from jobs.levels import publish_levels, read_levels
 from jobs.problems import Problem
 from jobs.reaper import publish_end
-from jobs.recipe import Budget
+from jobs.recipe import ENGINE_VERSION, Budget
 from jobs.report import Report
 from jobs.settings import Settings
 from jobs.store import JobStore

@@ -194,7 +194,7 @@ def test_what_was_measured_is_not_measured_again(model, work):
 @pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("recipe", ["tensor", "global"])
 def test_a_long_look_goes_on_where_it_was(save_model, weights, work, recipe, threads):
-    # Of float32 there are two looks; within each, bookmarks are 64 chunks apart.
+    # Of float32 there are two looks; within each, bookmarks are 128 chunks apart.
     model = save_model({f"{i}.weight": weights(200, 96, seed=i) for i in range(2)})
     whole = attempt(model, work("whole"), RECIPES[recipe], threads)
     skipped = []
