@@ -30,7 +30,8 @@ class TorchKernels:
 
     Args:
         device: Its name, such as ``cuda`` or ``cpu``.
-        limit_bytes: The most that the process may reserve on a GPU; None for all there is.
+        limit_bytes: The most that the process may reserve on a GPU; None for all there is. Rounding
+            that would need more raises `memory_budget_exceeded`, or `out_of_memory`.
 
     Attributes:
         count_equal: As on the processor, and so are the next four.
@@ -77,11 +78,7 @@ class TorchKernels:
         scratch: Bits,  # noqa: ARG002 - the device has its own memory
         tallies: Tallies,
     ) -> None:
-        """Round to int8; see `rounding_kernels.round_rows`.
-
-        Raises:
-            Problem: `memory_budget_exceeded`, or `out_of_memory` where there is no limit.
-        """
+        """Round to int8; see `rounding_kernels.round_rows`."""
         try:
             found = self._round(
                 before, after, is_pruned, kind, mask, group_size, stored, flip, rounded
