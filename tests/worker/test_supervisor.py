@@ -177,6 +177,8 @@ def test_a_killed_template_is_replaced(workshop):
     job_id = workshop.submit(workshop.large_model())
 
     def act(runner):
+        while workshop.store.get(job_id).progress is None:
+            assert runner.is_running()
         # Stopped, it cannot be done before its template is dead.
         runner.suspend()
         os.kill(runner.ppid(), signal.SIGKILL)
