@@ -159,7 +159,7 @@ def _held(client: Client, model_id: str, recipe: dict[str, Any]) -> int:
 
 def _refusal(client: Client, model_id: str, recipe: dict[str, Any]) -> str:
     try:
-        client.wait(client.submit(model_id, recipe).id)
+        client.wait(client.submit(model_id, recipe, use_cache=False).id)
     except ProblemError as error:
         return f"{error.status} at once"
     except JobFailed as error:
