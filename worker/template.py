@@ -73,8 +73,9 @@ def _measure_idle() -> int:
 def _be_runner(template_pid: int, work: Callable[[], None]) -> NoReturn:
     code = 1
     try:
-        os.setsid()
+        # Who leads a session is tied to the template's life already.
         end_with_parent(template_pid)
+        os.setsid()
         work()
         code = 0
     finally:

@@ -1,3 +1,5 @@
+import contextlib
+import os
 import threading
 from pathlib import Path
 
@@ -82,7 +84,10 @@ class Workshop:
         template = psutil.Process(self.supervisor._template.pid)
         while True:
             for process in template.children():
-                return process
+                # Until it leads a session, it would outlive its template.
+                with contextlib.suppress(ProcessLookupError):
+                    if os.getsid(process.pid) == process.pid:
+                        return process
 
     def while_running(self, job_id: str, act) -> None:
         """Run a job here while another thread acts on its runner."""
