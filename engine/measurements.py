@@ -5,7 +5,9 @@ values, so one histogram does it; longer keys take a second look at those that s
 of the n-th smallest.
 """
 
+import base64
 import threading
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,8 +35,8 @@ class Threshold:
     ties: int
 
 
-#: Digits of keys, and how many keys have each.
-Tally = tuple[tuple[int, int], ...]
+#: A histogram packed into text, which takes little memory and space: most of its bytes are 0.
+Tally = str
 
 
 class _Histogram:
@@ -48,9 +50,8 @@ class _Histogram:
         self._is_over = False
 
     def begin_with(self, tally: Tally) -> None:
-        counts = self._parts[-1] = np.zeros(self._bins, np.int64)
-        for digit, count in tally:
-            counts[digit] = count
+        packed = zlib.decompress(base64.b64decode(tally))
+        self._parts[-1] = np.frombuffer(packed, np.int64).copy()
 
     def end_part(self) -> int:
         self._unread += 1
@@ -66,10 +67,9 @@ class _Histogram:
         counts = self._parts[part]
         if part - 1 in self._parts:
             counts += self._parts.pop(part - 1)
-        digits = np.flatnonzero(counts)
         self._unread -= 1
         self._let_go()
-        return tuple(zip(digits.tolist(), counts[digits].tolist(), strict=True))
+        return base64.b64encode(zlib.compress(counts.data, 1)).decode()
 
     def total(self) -> Counts:
         if not self._parts:
@@ -111,7 +111,7 @@ class Measurement:
         count: int,
         key_bits: int,
         found: Iterable[Threshold] = (),
-        tally: Tally = (),
+        tally: Tally = "",
     ) -> None:
         self._bell = bell
         self._digits = _DIGITS[key_bits] if count else ()
@@ -157,7 +157,7 @@ class Measurement:
             part: The part. All its chunks have been counted, and all parts before been asked for.
 
         Returns:
-            The digits that occurred, and how often.
+            How often each digit occurred.
         """
         with self._adding:
             return self._histograms[look].up_to(part)

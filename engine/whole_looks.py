@@ -93,7 +93,7 @@ class WholeLooks:
             self._steps.count(index, target),
             self._steps.ranking(index, target).key_bits,
             found,
-            begun.tally if begun else (),
+            begun.tally if begun else "",
         )
         is_global = self._steps.is_global(index)
         targets = self._steps.measured_with(index, target)
