@@ -17,7 +17,7 @@ from planning.working_set import WorkingSet, working_set
 _GOOD_CHUNK_BYTES = 128 * 1024
 _LEAST_CHUNK_BYTES = 16 * 1024
 #: Pages of the interpreter and its libraries that a job touches for the first time, whatever it is.
-_FIRST_TOUCH_BYTES = 5 * 1024**2
+_FIRST_TOUCH_BYTES = 6 * 1024**2
 #: Headers, the plan and the report, as Python's objects: for each tensor that comes in, for each
 #: that goes out, and for each that changes.
 _BYTES_PER_TENSOR_READ = 2048
