@@ -39,7 +39,7 @@ def test_what_differs_is_run(stack, small_model, made):
 
     job = stack.submit(small_model, recipe, use_cache=True)
 
-    assert job["state"] == "queued"
+    assert job["state"] in {"queued", "running"}
     assert stack.wait(job["id"])["artifact"]["digest"] != made["artifact"]["digest"]
 
 
@@ -80,6 +80,7 @@ def test_a_copy_outlives_the_job_that_made_it(stack, small_model):
     assert stack.submit(small_model, recipe, use_cache=True)["cache"] == "hit"
 
 
+@pytest.mark.slow
 def test_equal_jobs_submitted_together_are_made_once(stack, large_model):
     job_ids = [stack.submit(large_model, RECIPE, use_cache=True)["id"] for _ in range(4)]
 

@@ -42,6 +42,7 @@ def test_a_second_start_on_the_same_folder_is_refused_and_harms_nothing(stack):
     assert httpx.get(f"{stack.url}/readyz").is_success
 
 
+@pytest.mark.slow
 def test_a_restart_finds_every_job_again(run_up, tmp_path, small_model):
     with run_up(tmp_path) as first:
         job = first.wait(first.submit(small_model, TUTORIAL)["id"])
@@ -67,6 +68,7 @@ def test_sigterm_leaves_no_process(run_up, tmp_path):
     assert alive == []
 
 
+@pytest.mark.slow
 def test_a_killed_process_manager_leaves_no_process(run_up, tmp_path, wait_until):
     with run_up(tmp_path) as stack:
         everything = stack.processes()

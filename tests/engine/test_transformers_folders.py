@@ -284,6 +284,7 @@ def test_a_conv1d_is_pruned_along_the_inputs_of_each_output_column(tmp_path, pre
     assert int((pressed.tensors[name] == 0).sum()) == round(0.3 * 192 * 48)
 
 
+@pytest.mark.slow
 def test_a_model_is_asked_only_where_the_table_does_not_fit_and_its_memory_is_in_the_report(
     tmp_path, press
 ):

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from safetensors.numpy import load_file
 
 from engine.pipeline import compress
@@ -293,6 +294,7 @@ def test_nothing_is_left_running_when_the_supervisor_stops(workshop):
     assert not template.is_running()
 
 
+@pytest.mark.slow
 def test_large_artifacts_get_their_sha256_after_the_job(workshop, wait_until):
     job = workshop.run(workshop.large_model())
     assert {file.sha256 for file in job.artifact.files} == {None}
@@ -307,6 +309,7 @@ def test_large_artifacts_get_their_sha256_after_the_job(workshop, wait_until):
     }
 
 
+@pytest.mark.slow
 def test_the_next_worker_hashes_what_one_that_ended_left(workshop, wait_until):
     job = workshop.run(workshop.large_model())
     started = time.monotonic()
@@ -476,6 +479,7 @@ def test_an_equal_job_that_lost_its_artifact_is_made_again(workshop):
     assert (second.cache, second.artifact) == ("miss", first.artifact)
 
 
+@pytest.mark.slow
 def test_a_doorbell_for_an_answered_job_completes_its_digests(workshop, wait_until):
     model = workshop.large_model()
     first, second = workshop.run(model), workshop.run(model, use_cache=True)
