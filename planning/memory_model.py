@@ -17,7 +17,7 @@ from planning.working_set import WorkingSet, working_set
 _GOOD_CHUNK_BYTES = 128 * 1024
 _LEAST_CHUNK_BYTES = 16 * 1024
 #: Pages of the interpreter and its libraries that a job touches for the first time, whatever it is.
-_FIRST_TOUCH_BYTES = 6 * 1024**2
+_FIRST_TOUCH_BYTES = 8 * 1024**2
 #: Headers, the plan and the report, as Python's objects: for each tensor that comes in, for each
 #: that goes out, and for each that changes.
 _BYTES_PER_TENSOR_READ = 2048
@@ -28,7 +28,8 @@ _BYTES_PER_TENSOR_TRIED = 2048
 #: The stack and the allocator's share of one more thread.
 _BYTES_PER_THREAD = 256 * 1024
 #: What one run of the same job holds more than another, so that a budget that fits always does.
-_MARGIN_BYTES = 2 * 1024**2
+#: Most of it are pages of libraries: the kernel maps neighbours too, where it has them cached.
+_MARGIN_BYTES = 6 * 1024**2
 #: The same for the process that asks transformers: a thirty-second of what it holds.
 _INSPECTION_MARGIN = 32
 
