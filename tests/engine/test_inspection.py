@@ -15,6 +15,7 @@ BERT = {
 }
 
 
+@pytest.mark.slow
 def test_a_models_own_code_tells_kinds_ties_and_head():
     kinds = read_module_kinds(BERT)
 

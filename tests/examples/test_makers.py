@@ -15,6 +15,7 @@ def make(script: str, *words: object) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_the_two_layer_net_is_one_checkpoint_with_the_same_bytes_each_time(tmp_path):
     (tmp_path / "a").mkdir()
 

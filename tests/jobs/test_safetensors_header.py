@@ -112,6 +112,7 @@ def test_a_header_that_does_not_describe_its_file_is_refused(raw, data_bytes, co
     assert caught.value.status == 422
 
 
+@pytest.mark.slow
 def test_too_many_tensors_are_refused():
     members = {
         str(i): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(100_001)

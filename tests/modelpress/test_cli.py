@@ -119,6 +119,7 @@ def test_an_unexpected_error_of_the_service_ends_with_1(service, invoke, problem
     assert invoke("ls").exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_service_that_is_not_there_ends_with_5(unused_url):
     done = CliRunner().invoke(cli, ["--url", unused_url, "--json", "ls"])
 

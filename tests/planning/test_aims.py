@@ -72,6 +72,7 @@ def refused(plan, kinds, errors):
     return caught.value
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     errors=st.lists(st.floats(1e-4, 0.5), min_size=84, max_size=84),

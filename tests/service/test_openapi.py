@@ -70,6 +70,7 @@ def test_real_answers_follow_the_contract(app, client, job_id, model_id):
     validate("/jobs/{job_id}/events", client.get(f"/jobs/{job_id}/events", headers=accept))
 
 
+@pytest.mark.slow
 def test_the_command_notices_a_stale_file(tmp_path):
     command = [sys.executable, "-m", "service.openapi"]
     environment = {"PYTHONPATH": str(ROOT)}

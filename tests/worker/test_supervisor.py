@@ -174,6 +174,7 @@ def test_a_runner_that_always_dies_fails_the_job_after_three_attempts(workshop):
     assert workshop.blobs.read_result(job_id).failure == job.failure
 
 
+@pytest.mark.slow
 def test_a_killed_template_is_replaced(workshop):
     job_id = workshop.submit(workshop.large_model())
 
@@ -211,6 +212,7 @@ def test_a_memory_budget_that_is_passed_stops_the_runner(workshop, wait_until):
     assert (job.state, job.failure["code"]) == ("failed", "memory_budget_exceeded")
 
 
+@pytest.mark.slow
 def test_a_memory_budget_too_small_is_refused_with_the_smallest_and_that_one_works(
     workshop, wait_until
 ):
