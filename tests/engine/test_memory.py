@@ -2,10 +2,7 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-
-from engine.memory import MemoryMeter
 
 SCRIPT = """
 import json, sys
@@ -20,14 +17,24 @@ print(report.memory.model_dump_json())
 
 
 def test_the_meter_keeps_a_peak_that_is_over():
-    meter = MemoryMeter()
-    with meter:
-        block = np.ones(64 * 1024**2, np.uint8)
-        meter.sample()
-        del block
-    grown = meter.peak.anonymous_peak_bytes - meter.idle.anonymous_peak_bytes
-    assert 60 * 1024**2 <= grown <= 80 * 1024**2
-    assert meter.peak.resident_peak_bytes >= meter.peak.anonymous_peak_bytes
+    # In a process of its own: what earlier tests left in this one may be given back meanwhile.
+    script = """
+import numpy as np
+from engine.memory import MemoryMeter
+
+meter = MemoryMeter()
+with meter:
+    block = np.ones(64 * 1024**2, np.uint8)
+    meter.sample()
+    del block
+print(meter.idle.anonymous_peak_bytes, *dict(meter.peak).values())
+"""
+    command = [sys.executable, "-c", script]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    idle, anonymous, _, resident = map(int, said.split())
+
+    assert 64 * 1024**2 <= anonymous - idle <= 72 * 1024**2
+    assert resident >= anonymous
 
 
 @pytest.mark.parametrize(
