@@ -135,14 +135,17 @@ def select(
         for matrix in candidate.matrices
         if matrix.tensor.name in quantized or matrix.tensor.name in pruned
     }
+    return Selection(_in_order(targets, checkpoint), tuple(skipped), units)
+
+
+def _in_order(targets: dict[str, Target], checkpoint: Checkpoint) -> dict[str, Target]:
     if not targets:
         raise Problem(
             "nothing_changed",
             "Every sparsity of the recipe rounds to no weight at all in every selected tensor.",
         )
     order = {name: place for place, name in enumerate(checkpoint.tensors)}
-    in_order = dict(sorted(targets.items(), key=lambda item: order[item[0]]))
-    return Selection(in_order, tuple(skipped), units)
+    return dict(sorted(targets.items(), key=lambda item: order[item[0]]))
 
 
 def _target(
