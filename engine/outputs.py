@@ -1,10 +1,8 @@
-"""The artifact's files while they are written: laid out before, kept by the disk after."""
+"""The artifact's files while they are written, laid out before."""
 
 import errno
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,9 +12,6 @@ import numpy.typing as npt
 
 from jobs.problems import Problem
 
-_BUFFER_BYTES = 1024**2
-_NO_COPY_IN_KERNEL = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
-
 
 class Output:
     """One file, written at any place in any order.
@@ -24,16 +19,12 @@ class Output:
     Args:
         path: Where.
         nbytes: Its size. Bytes that are never written are 0.
-        on_done: Told when the last holder has let go.
         may_exist: Whether it goes on where it is there already.
     """
 
-    def __init__(
-        self, path: Path, nbytes: int, on_done: Callable[["Output"], None], *, may_exist: bool
-    ) -> None:
+    def __init__(self, path: Path, nbytes: int, *, may_exist: bool) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file = os.open(path, flags | (0 if may_exist else os.O_EXCL), 0o644)
-        self._on_done = on_done
         self._holders = 1
         self._lock = threading.Lock()
         self._is_closed = False
@@ -53,12 +44,12 @@ class Output:
             self._holders += 1
 
     def let_go(self) -> None:
-        """Say that nothing more will be written by one holder."""
+        """Say that nothing more will be written by one holder; the last one closes it."""
         with self._lock:
             self._holders -= 1
             if self._holders:
                 return
-        self._on_done(self)
+        self.close()
 
     def write(self, values: npt.NDArray[np.generic], offset: int) -> None:
         """Write all of an array's bytes at an offset."""
@@ -67,52 +58,18 @@ class Output:
             written = os.pwrite(self._file, view, offset)
             view, offset = view[written:], offset + written
 
-    def copy(self, source: int, start: int, offset: int, nbytes: int) -> None:
-        """Copy bytes of another file, in the kernel where it can.
-
-        Args:
-            source: Descriptor of that file.
-            start: Where in it.
-            offset: Where to.
-            nbytes: How many.
-
-        Raises:
-            Problem: `invalid_checkpoint`: that file ended early.
-        """
-        while nbytes:
-            copied = self._copy_some(source, start, offset, nbytes)
-            if copied == 0:
-                raise Problem("invalid_checkpoint", f"A file ended at byte {start}.")
-            start, offset, nbytes = start + copied, offset + copied, nbytes - copied
-
-    def sync_and_close(self) -> None:
-        """Wait until the disk keeps it, and close it."""
-        try:
-            os.fsync(self._file)
-        finally:
-            self.close()
-
     def close(self) -> None:
-        """Close it, as it is."""
+        """Close it, whoever holds it."""
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
                 os.close(self._file)
 
-    def _copy_some(self, source: int, start: int, offset: int, nbytes: int) -> int:
-        try:
-            return os.copy_file_range(source, self._file, nbytes, start, offset)
-        except OSError as error:
-            if error.errno not in _NO_COPY_IN_KERNEL:
-                raise
-        block = os.pread(source, min(nbytes, _BUFFER_BYTES), start)
-        return os.pwrite(self._file, block, offset)
-
 
 class Outputs:
-    """The files of an artifact; a context that ends when the disk keeps all of them.
+    """The files of an artifact; a context that closes them.
 
-    A thread of its own waits for the disk, so that nobody who computes does.
+    Nobody waits for the disk here: whoever publishes an artifact does, while it is verified.
 
     Args:
         folder: Where they go.
@@ -122,9 +79,7 @@ class Outputs:
     def __init__(self, folder: Path, *, is_resumed: bool) -> None:
         self._folder = folder
         self._is_resumed = is_resumed
-        self._disk = ThreadPoolExecutor(1, "engine-disk")
-        self._open: list[Output] = []
-        self._kept: list[Future[None]] = []
+        self._made: list[Output] = []
 
     def create(self, name: str, nbytes: int) -> Output:
         """Begin a file.
@@ -139,8 +94,8 @@ class Outputs:
         Raises:
             Problem: `storage_full`: there is no room for it.
         """
-        output = Output(self._folder / name, nbytes, self._keep, may_exist=self._is_resumed)
-        self._open.append(output)
+        output = Output(self._folder / name, nbytes, may_exist=self._is_resumed)
+        self._made.append(output)
         return output
 
     def __enter__(self) -> Self:
@@ -152,12 +107,5 @@ class Outputs:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._disk.shutdown(wait=True, cancel_futures=error is not None)
-        for output in self._open:
+        for output in self._made:
             output.close()
-        for kept in self._kept:
-            if error is None:
-                kept.result()
-
-    def _keep(self, output: Output) -> None:
-        self._kept.append(self._disk.submit(output.sync_and_close))

@@ -16,10 +16,9 @@ from engine.progress import Progress, Ticker
 from engine.rehearsal import rehearse, settle_plan
 from engine.reporting import build_report
 from engine.room import require_room
-from engine.side_files import copy_side_files, write_text
+from engine.side_files import copy_side_files
 from engine.source import Source
 from jobs.checkpoint import open_checkpoint
-from jobs.durable_files import fsync
 from jobs.recipe import ENGINE_VERSION, Recipe
 from jobs.report import Report
 from planning.memory_model import Levels
@@ -44,6 +43,9 @@ def compress(
     journal: Path | None = None,
 ) -> Report:
     """Prune and quantize a checkpoint, writing the artifact as it goes.
+
+    Like a copy it does not wait for the disk; whoever needs the artifact to be there after a loss of
+    power syncs its files.
 
     Args:
         model_folder: The checkpoint; it is only read.
@@ -128,5 +130,4 @@ def _fingerprint(plan: Plan, chunk_bytes: int) -> str:
 def _write_the_rest(plan: Plan, folder: Path) -> None:
     copy_side_files(plan.checkpoint.folder, folder, plan.side_files)
     for name, text in plan.texts.items():
-        write_text(folder / name, text)
-    fsync(folder)
+        (folder / name).write_text(text, encoding="utf-8")

@@ -78,7 +78,9 @@ def press(
     ticker = _ticker(plan, on_progress)
     ticker.advance(bookmarks.reached.passed_bytes)
     with Outputs(artifact_folder, is_resumed=journal.reached is not None) as outputs:
-        writer = Writer(source, outputs, pruning, bookmarks, entries, ticker)
+        writer = Writer(
+            source, outputs, pruning, bookmarks, entries, ticker, buffers.chunk_bytes
+        )
         Crew(benches, bell).run(writer.tasks(plan.shards))
     return Pressed(bookmarks.tensors, benches[0].kernels.memory())
 

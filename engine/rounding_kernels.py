@@ -10,8 +10,8 @@ by, and no weight lies more than half a step from its int8 value.
 
 import numpy as np
 
-from engine.compilation import Bits, Bytes, Integer, Singles, Tallies, kernel
-from engine.float_kernels import count_equal, largest, sums_of_squares, widen
+from engine.compilation import Bits, Bytes, Integer, Real, Singles, Tallies, kernel
+from engine.float_kernels import count_equal, sums_of_squares, widen
 from engine.scale_kernels import find_scales, value_of
 from planning.working_set import RUN
 
@@ -26,13 +26,17 @@ TALLIES = 5
 SCRATCH_ROWS = 3
 
 
-@kernel("void(float32[::1], float32[::1], uint8, uint8[::1], float32[::1])")
-def _round(weight: Singles, scale: Singles, flip: Integer, rounded: Bytes, steps: Singles) -> None:
+@kernel("float32(float32[::1], float32[::1], uint8, uint8[::1])")
+def _round(weight: Singles, scale: Singles, flip: Integer, rounded: Bytes) -> Real:
+    """Round, and give the largest difference in scales."""
+    worst = np.uint32(0)
     for i in range(weight.size):
         ratio = weight[i] / scale[i]
         value = (max(min(ratio, np.float32(127.0)), np.float32(-128.0)) + _ROUNDER) - _ROUNDER
         rounded[i] = np.uint8(np.int8(value)) ^ flip
-        steps[i] = abs(ratio - value)
+        # Positive floats have the order of their bit patterns, and integers compare in vectors.
+        worst = max(worst, np.float32(abs(ratio - value)).view(np.uint32))
+    return np.uint32(worst).view(np.float32)
 
 
 @kernel("void(float32[::1], float32[::1], uint8, uint8[::1], float32[::1])")
@@ -73,12 +77,10 @@ def round_run(
         scratch: Memory for float32 values, [at least 2, RUN].
         tallies: What `TALLIES` says; added to, but for the zeros that came in.
     """
-    single, other = scratch[0, : after.size], scratch[1, : after.size]
-    weight, error = single.view(np.float32), other.view(np.float32)
+    single = scratch[0, : after.size]
+    weight, error = single.view(np.float32), scratch[1, : after.size].view(np.float32)
     widen(after, kind, single)
-    _round(weight, scales, flip, rounded, error)
-    # Positive floats have the order of their bit patterns, and integers compare in vectors.
-    worst = np.uint32(largest(other, np.uint32(0xFFFFFFFF))).view(np.float32)
+    worst = _round(weight, scales, flip, rounded)
     if is_pruned:
         widen(before, kind, single)
     _compare(weight, scales, flip, rounded, error)
@@ -123,7 +125,9 @@ def round_row(
     """
     scales = scratch[2].view(np.float32)
     is_even = group_size >= after.size
-    scales[:] = value_of(stored[0], kind) if after.size else np.float32(1.0)
+    first = value_of(stored[0], kind) if after.size else np.float32(1.0)
+    for i in range(min(RUN, after.size)):
+        scales[i] = first
     for start in range(0, after.size, RUN):
         stop = min(start + RUN, after.size)
         i = 0 if is_even else start

@@ -1,6 +1,5 @@
 """Writes what stands beside the weights."""
 
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,11 +11,3 @@ def copy_side_files(source: Path, target: Path, files: Iterable[str]) -> None:
         place = target / relative
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / relative, place, follow_symlinks=False)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file and have the disk keep it."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine import float_kernels
 from engine.chunks import Chunk, file_position
-from engine.compilation import Bits
+from engine.compilation import Bits, Bytes
 from engine.rankings import MAGNITUDE
 from engine.workbench import Workbench
 from jobs.checkpoint import Checkpoint
@@ -52,9 +52,19 @@ class Source:
     ) -> None:
         self._stack.close()
 
-    def place(self, tensor_name: str) -> tuple[int, int]:
-        """Give the file descriptor of a tensor and the offset of its first byte."""
-        return self._places[tensor_name]
+    def copy_to(self, memory: Bytes, tensor: str, first: int) -> None:
+        """Fill memory with consecutive bytes of a tensor.
+
+        Args:
+            memory: Where they go.
+            tensor: Its name.
+            first: Which of its bytes is the first.
+
+        Raises:
+            Problem: `invalid_checkpoint`: the file ended early.
+        """
+        file, start = self._places[tensor]
+        _read_into(file, memory, start + first)
 
     def read(self, target: Target, extent: Extent, chunk: Chunk, bench: Workbench) -> Bits:
         """Read a chunk.
@@ -72,7 +82,7 @@ class Source:
             Problem: `non_finite_weight`, with the tensor and the index of the first NaN or
                 infinity in the chunk; `invalid_checkpoint`: the file ended early.
         """
-        file, start = self.place(target.name)
+        file, start = self._places[target.name]
         itemsize = target.itemsize
         shape = (chunk.rows, chunk.width)
         bits: Bits = bench.take("read", shape, _PATTERNS[itemsize])
@@ -100,7 +110,7 @@ class Source:
         )
 
 
-def _read_into(file: int, values: Bits, offset: int) -> None:
+def _read_into(file: int, values: Bits | Bytes, offset: int) -> None:
     view = values.reshape(-1).view(np.uint8).data
     while view.nbytes:
         got = os.preadv(file, [view], offset)

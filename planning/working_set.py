@@ -64,7 +64,7 @@ def working_set(
         The buffers.
     """
     chosen = list(targets)
-    per_thread = {"scratch": SCRATCH_BYTES}
+    per_thread = {"scratch": SCRATCH_BYTES, "read": chunk_bytes}
     bins = 0
     columns = 0
     for target in chosen:
