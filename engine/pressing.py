@@ -22,7 +22,7 @@ from planning.plan import Plan
 from planning.working_set import WorkingSet
 
 #: A bookmark lies this many chunks behind the last one, so a kill costs little more than that.
-_CHUNKS_BETWEEN_BOOKMARKS = 16
+_CHUNKS_BETWEEN_BOOKMARKS = 8
 
 
 @dataclass(frozen=True)

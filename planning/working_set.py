@@ -12,7 +12,7 @@ from planning.extents import Extent, extent_of
 from planning.selection import Target
 
 #: How much of a tensor one thread works on at one time, unless a budget wants less.
-CHUNK_BYTES = 512 * 1024
+CHUNK_BYTES = 1024**2
 #: More threads than this wait for one another rather than compute.
 MOST_THREADS = 8
 #: How many values a loop keeps in the fastest cache.

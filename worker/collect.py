@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,20 +29,20 @@ INLINE_SHA256_BYTES = 16 * 1024**2
 _READ_BYTES = 4 * 1024**2
 
 Check = Callable[[], None]
+#: Path, size and blake3 of a file.
+Row = dict[str, Any]
 Value = TypeVar("Value", Report, Verification)
 
 
-def collect_artifact(folder: Path, about: dict[str, Any], check: Check) -> Artifact:
-    """Check and hash the files of a runner's artifact and write its manifest.
+def measure_files(folder: Path, check: Check) -> list[Row]:
+    """Check and hash the files of a runner's artifact, while the disk is told to keep them.
 
     Args:
         folder: The files.
-        about: What the manifest says beside the files: model, recipe, engine. Nothing that
-            differs between two runs of the same job, so that equal jobs give equal artifacts.
         check: Called between pieces; raises to stop.
 
     Returns:
-        The artifact, the manifest among its files. Every file is durable on disk.
+        Their rows of the manifest, in the order of their paths. Every file is durable on disk.
 
     Raises:
         Problem: `invalid_artifact`: something in the folder is not what a runner may leave.
@@ -49,10 +50,33 @@ def collect_artifact(folder: Path, about: dict[str, Any], check: Check) -> Artif
     paths = sorted(_walk(folder))
     if not any(path.suffix == ".safetensors" for path in paths):
         raise Problem("invalid_artifact", "The runner left no safetensors file.")
-    rows = [{"path": str(path.relative_to(folder)), **_measure(path, check)} for path in paths]
-    write_json(folder / MANIFEST_NAME, {"version": 1, **about, "files": rows})
-    rows.append({"path": MANIFEST_NAME, **_measure(folder / MANIFEST_NAME, check)})
-    rows.sort(key=lambda row: str(row["path"]))
+    disk = ThreadPoolExecutor(1, "disk")
+    try:
+        kept = [disk.submit(fsync, path) for path in paths]
+        rows = [{"path": str(path.relative_to(folder)), **_measure(path, check)} for path in paths]
+        for future in kept:
+            future.result()
+    finally:
+        # Nobody who stops waits for a slow disk.
+        disk.shutdown(wait=False, cancel_futures=True)
+    return rows
+
+
+def seal_artifact(folder: Path, about: dict[str, Any], measured: list[Row]) -> Artifact:
+    """Write the manifest of an artifact.
+
+    Args:
+        folder: The files.
+        about: What the manifest says beside the files: model, recipe, engine. Nothing that
+            differs between two runs of the same job, so that equal jobs give equal artifacts.
+        measured: What `measure_files` found.
+
+    Returns:
+        The artifact, the manifest among its files, which is durable too.
+    """
+    write_json(folder / MANIFEST_NAME, {"version": 1, **about, "files": measured})
+    manifest = {"path": MANIFEST_NAME, **_measure(folder / MANIFEST_NAME, lambda: None)}
+    rows = sorted([*measured, manifest], key=lambda row: str(row["path"]))
     total = sum(row["bytes"] for row in rows)
     listing = "".join(f"{row['blake3']}  {row['path']}\n" for row in rows)
     inline = total <= INLINE_SHA256_BYTES
@@ -126,7 +150,7 @@ def _walk(folder: Path) -> Iterator[Path]:
                 raise Problem("invalid_artifact", f"The runner left {name!r}, which is no file.")
 
 
-def _measure(path: Path, check: Check) -> dict[str, Any]:
+def _measure(path: Path, check: Check) -> Row:
     if path.suffix == ".safetensors":
         try:
             read_header(path)
@@ -141,5 +165,4 @@ def _measure(path: Path, check: Check) -> dict[str, Any]:
             hasher.update(view[:read])
             size += read
             check()
-    fsync(path)
     return {"bytes": size, "blake3": hasher.hexdigest()}

@@ -7,6 +7,8 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from jobs.blobs import BlobStore, now_ms
 from jobs.equal_jobs import answer, deciding_parts, link_or_copy
 from jobs.gate import check as check_gate
 from jobs.gate import check_memory
-from jobs.job import Job, JobResult
+from jobs.job import Artifact, Job, JobResult
 from jobs.levels import publish_levels, read_levels
 from jobs.problems import Problem
 from jobs.reaper import publish_end
@@ -32,7 +34,13 @@ from planning.memory_model import levels_of
 from planning.working_set import MOST_THREADS
 from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
-from worker.collect import collect_artifact, read_report, read_verification
+from worker.collect import (
+    Row,
+    measure_files,
+    read_report,
+    read_verification,
+    seal_artifact,
+)
 from worker.endings import Endings
 from worker.lease import Lease
 from worker.runner import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME, Order
@@ -161,12 +169,16 @@ class Supervisor:
         if outcome.kind != "done":
             return outcome
         report = read_report(work / REPORT_NAME)
-        # A second process, which knows nothing of the first but what that left on the disk.
-        order = replace(order, task="verify")
-        outcome = watch(self._start_runner(order), lease, limits, self._drain)
-        if outcome.kind == "done":
-            verification = read_verification(work / VERIFICATION_NAME)
-            self._deliver(job, token, work, lease, report.verified(verification))
+        verifying = replace(order, task="verify")
+        with _measuring(work / ARTIFACT_NAME, lambda: interruption(lease, self._drain)) as measured:
+            # A second process, which knows nothing of the first but what that left on the disk.
+            outcome = watch(self._start_runner(verifying), lease, limits, self._drain)
+            if outcome.kind != "done":
+                return outcome
+            artifact = seal_artifact(work / ARTIFACT_NAME, _about(job), measured.result())
+        verification = read_verification(work / VERIFICATION_NAME)
+        self._require_lease(job, token)
+        self._deliver(job, token, work, artifact, report.verified(verification))
         return outcome
 
     def _take_answer(self, job: Job, token: int) -> bool:
@@ -203,14 +215,9 @@ class Supervisor:
         except TemplateDiedError as error:
             raise Problem("runner_died", f"No runner could be started: {error}.") from error
 
-    def _deliver(self, job: Job, token: int, work: Path, lease: Lease, report: Report) -> None:
-        def check() -> None:
-            stopped = interruption(lease, self._drain)
-            if stopped is not None:
-                raise _Stopped(stopped)
-
-        artifact = collect_artifact(work / ARTIFACT_NAME, _about(job), check)
-        self._require_lease(job, token)
+    def _deliver(
+        self, job: Job, token: int, work: Path, artifact: Artifact, report: Report
+    ) -> None:
         self._blobs.write_report(job.id, report.model_dump(mode="json"))
         if report.memory.inspection_peak_bytes:
             inspection = {"inspection_bytes": report.memory.inspection_peak_bytes}
@@ -229,6 +236,25 @@ class Supervisor:
             finished_ms=now_ms(),
         )
         self._endings.publish(job, token, result)
+
+
+@contextlib.contextmanager
+def _measuring(
+    folder: Path, interrupted: Callable[[], Outcome | None]
+) -> Iterator[Future[list[Row]]]:
+    """Have the files of an artifact measured while something else is done."""
+    is_over = threading.Event()
+
+    def check() -> None:
+        stopped = interrupted()
+        if stopped is not None or is_over.is_set():
+            raise _Stopped(stopped or Outcome("lost"))
+
+    with ThreadPoolExecutor(1, "measure") as pool:
+        try:
+            yield pool.submit(measure_files, folder, check)
+        finally:
+            is_over.set()
 
 
 def choose_device(wanted: str) -> Any:  # noqa: ANN401 - Literal["cpu", "cuda"]

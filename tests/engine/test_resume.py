@@ -165,7 +165,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
 @pytest.mark.parametrize("recipe", ["w8a8", "tensor"])
 def test_an_attempt_reads_again_no_more_than_lies_behind_the_last_bookmark(model, work, recipe):
     # Sixteen chunks lie between two bookmarks, and then a row that is longer than a chunk ends.
-    bound = 16 * CHUNK_BYTES + 400 * 4
+    bound = 8 * CHUNK_BYTES + 400 * 4
     killed = work("killed")
     before = attempt(model, killed, RECIPES[recipe], kill_at=3)
 

@@ -8,13 +8,17 @@ from blake3 import blake3
 from safetensors.numpy import save_file
 
 from jobs.problems import Problem
-from worker.collect import MAX_REPORT_BYTES, collect_artifact, read_report
+from worker.collect import MAX_REPORT_BYTES, measure_files, read_report, seal_artifact
 
 ABOUT = {"model": "mdl_0", "recipe": {}, "versions": {}}
 
 
 def no_check():
     pass
+
+
+def collect(folder):
+    return seal_artifact(folder, ABOUT, measure_files(folder, no_check))
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ def folder(tmp_path):
 
 
 def test_every_file_is_listed_with_its_digests(folder):
-    artifact = collect_artifact(folder, ABOUT, no_check)
+    artifact = collect(folder)
 
     assert [file.path for file in artifact.files] == [
         "manifest.json",
@@ -43,7 +47,7 @@ def test_every_file_is_listed_with_its_digests(folder):
 
 
 def test_the_manifest_lists_the_other_files(folder):
-    artifact = collect_artifact(folder, ABOUT, no_check)
+    artifact = collect(folder)
 
     manifest = json.loads((folder / "manifest.json").read_text())
     listed = {row["path"]: row["blake3"] for row in manifest["files"]}
@@ -58,9 +62,9 @@ def test_the_same_files_give_the_same_digest_wherever_they_lie(folder, tmp_path)
     for name in ("sub/config.json", "model.safetensors"):
         (other / name).write_bytes((folder / name).read_bytes())
 
-    first = collect_artifact(folder, ABOUT, no_check)
+    first = collect(folder)
 
-    assert collect_artifact(other, ABOUT, no_check) == first
+    assert collect(other) == first
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
@@ -68,7 +72,7 @@ def test_what_is_no_regular_file_is_refused(folder, make):
     make(folder / "x")
 
     with pytest.raises(Problem, match="'x', which is no file"):
-        collect_artifact(folder, ABOUT, no_check)
+        collect(folder)
 
 
 def test_a_linked_folder_is_not_followed(folder, tmp_path):
@@ -76,7 +80,7 @@ def test_a_linked_folder_is_not_followed(folder, tmp_path):
     (folder / "link").symlink_to(tmp_path / "secret")
 
     with pytest.raises(Problem, match="'link'"):
-        collect_artifact(folder, ABOUT, no_check)
+        collect(folder)
 
 
 def test_a_damaged_tensor_file_is_refused(folder):
@@ -84,14 +88,14 @@ def test_a_damaged_tensor_file_is_refused(folder):
     path.write_bytes(path.read_bytes()[:-1])
 
     with pytest.raises(Problem, match=r"model.safetensors: Tensor 'a' ends") as caught:
-        collect_artifact(folder, ABOUT, no_check)
+        collect(folder)
 
     assert caught.value.code == "invalid_artifact"
 
 
 def test_an_artifact_without_tensors_is_refused(tmp_path):
     with pytest.raises(Problem, match="no safetensors"):
-        collect_artifact(tmp_path, ABOUT, no_check)
+        measure_files(tmp_path, no_check)
 
 
 def test_a_check_that_raises_stops_the_work(folder):
@@ -99,7 +103,7 @@ def test_a_check_that_raises_stops_the_work(folder):
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        collect_artifact(folder, ABOUT, stop)
+        measure_files(folder, stop)
     assert not (folder / "manifest.json").exists()
 
 

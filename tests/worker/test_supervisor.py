@@ -17,7 +17,7 @@ from jobs.job import JobResult
 from jobs.levels import publish_levels, read_levels
 from jobs.recipe import parse_recipe
 from worker.checksums import Checksums
-from worker.collect import collect_artifact
+from worker.collect import measure_files
 from worker.supervisor import Supervisor, choose_device
 
 INT8 = {"steps": [{"op": "quantize", "scheme": "w8a16"}]}
@@ -148,7 +148,7 @@ def test_the_attempt_after_a_killed_one_goes_on_where_that_was(workshop, tmp_pat
 
     job = workshop.store.get(job_id)
     assert (job.state, job.attempt) == ("succeeded", 2), job.failure
-    # A line says which job it is, each other comes after 16 chunks of half a MiB.
+    # A line says which job it is, each other comes after 8 chunks of a MiB.
     assert workshop.blobs.report(job_id)["resumed"]["bytes_skipped"] >= 3 * 8 * 1024**2
     assert not left.exists()
     whole = tmp_path / "whole"
@@ -354,11 +354,11 @@ def test_a_runner_that_talks_nonsense_is_stopped_and_harms_no_later_job(workshop
 
 
 def test_a_cancel_that_comes_while_the_artifact_is_hashed_counts(workshop, monkeypatch):
-    def cancel_while_hashing(folder, about, check):
+    def cancel_while_hashing(folder, check):
         workshop.store.cancel(job_id)
-        return collect_artifact(folder, about, lambda: None)
+        return measure_files(folder, lambda: None)
 
-    monkeypatch.setattr("worker.supervisor.collect_artifact", cancel_while_hashing)
+    monkeypatch.setattr("worker.supervisor.measure_files", cancel_while_hashing)
     job_id = workshop.submit(workshop.small_model())
 
     workshop.supervisor.run(job_id)
@@ -371,11 +371,11 @@ def test_a_worker_that_is_shut_down_while_it_hashes_gives_its_job_back(workshop,
     reading, writing = os.pipe()
     workshop.supervisor._drain = reading
 
-    def drain_while_hashing(folder, about, check):
+    def drain_while_hashing(folder, check):
         os.write(writing, b"!")
-        return collect_artifact(folder, about, check)
+        return measure_files(folder, check)
 
-    monkeypatch.setattr("worker.supervisor.collect_artifact", drain_while_hashing)
+    monkeypatch.setattr("worker.supervisor.measure_files", drain_while_hashing)
     job = workshop.run(workshop.small_model())
     os.close(reading)
     os.close(writing)
@@ -384,12 +384,12 @@ def test_a_worker_that_is_shut_down_while_it_hashes_gives_its_job_back(workshop,
 
 
 def test_a_stale_attempt_does_not_replace_the_report(workshop, monkeypatch):
-    def lose_while_hashing(folder, about, check):
+    def lose_while_hashing(folder, check):
         workshop.store.redis.hset(f"modelpress:job:{job_id}", "token", 999)
         workshop.blobs.write_report(job_id, {"of": "the other attempt"})
-        return collect_artifact(folder, about, lambda: None)
+        return measure_files(folder, lambda: None)
 
-    monkeypatch.setattr("worker.supervisor.collect_artifact", lose_while_hashing)
+    monkeypatch.setattr("worker.supervisor.measure_files", lose_while_hashing)
     job_id = workshop.submit(workshop.small_model())
 
     workshop.supervisor.run(job_id)
@@ -401,7 +401,7 @@ def test_a_disk_that_is_full_fails_the_job_and_keeps_no_scratch(workshop, monkey
     def fill(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("worker.supervisor.collect_artifact", fill)
+    monkeypatch.setattr("worker.supervisor.measure_files", fill)
     job_id = workshop.submit(workshop.small_model())
     scratch = []
     release = workshop.store.release
