@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from benchmarks.checkpoints import Llama
@@ -61,13 +62,14 @@ class Entrant:
         row: Its row.
         rounds: How often it is measured.
         model: The folder that it reads.
-        measure: Adds one measurement to the row, told the number of the round.
+        measure: Adds one measurement to the row, told the number of the round, and what brings
+            the machine into the state from which everything is measured.
     """
 
     row: Row
     rounds: int
     model: Path
-    measure: Callable[[int], None]
+    measure: Callable[[int, Callable[[], None]], None]
 
 
 def take_rounds(entrants: list[Entrant], scratch: Path) -> list[Row]:
@@ -86,9 +88,8 @@ def take_rounds(entrants: list[Entrant], scratch: Path) -> list[Row]:
         for entrant in entrants[shift:] + entrants[:shift]:
             if number >= entrant.rounds or entrant.row.failure:
                 continue
-            warmth.restore(entrant.model)
             try:
-                entrant.measure(number)
+                entrant.measure(number, partial(warmth.restore, entrant.model))
             except RuntimeError as error:
                 entrant.row.failure = "failed"
                 print(f"{entrant.row.way}: {error}", flush=True)
@@ -108,9 +109,9 @@ def enter_way(way: Way, rounds: int, model: Path, output: Path) -> Entrant:
     """
     row = Row(way.name, way.is_peer)
 
-    def measure(number: int) -> None:
+    def measure(number: int, prepare: Callable[[], None]) -> None:
         try:
-            row.taken.append(watch(way.command(model, output)))
+            row.taken.append(watch(way.command(model, output), prepare))
             if number == 0:
                 row.output_bytes = sum(path.stat().st_size for path in output.iterdir())
                 row.errors = _judge(way, model, output)
@@ -131,7 +132,8 @@ def enter_job(client: Client, model_id: str, stored: Path, rounds: int) -> Entra
     """
     row = Row(JOB)
 
-    def measure(number: int) -> None:
+    def measure(number: int, prepare: Callable[[], None]) -> None:
+        prepare()
         # A recipe of its own for each round, so that none can be answered from an earlier one.
         step = {**JOB_STEP, "exclude": [f"round-{number}"]}
         job = run_job(client, model_id, {"steps": [step]})

@@ -29,7 +29,7 @@ SIZES = {
     "1.1B": Llama(2048, 5632, 22, 4, 32_000),
     "3B": Llama(3072, 8192, 28, 16, 32_000),
 }
-#: The model, the service's copy of it, and outputs of which one may be as large.
+#: The model, the copy of it in the service, an output that may be as large, and a copy to warm up.
 _MODELS_ON_DISK = 4
 
 
@@ -94,7 +94,7 @@ def _compare(
         enter_job(client, model_id, stored, arguments.rounds),
         *(enter_way(way, arguments.peer_rounds, model, output) for way in competitors),
     ]
-    rows = take_rounds(entrants, output)
+    rows = take_rounds(entrants, folder / "scratch")
     httpx.delete(f"{url}/models/{model_id}", timeout=60).raise_for_status()
     shutil.rmtree(model)
     installed = {way.name for way in competitors}

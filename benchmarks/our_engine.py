@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.stopwatch import Stopwatch
-from engine.pipeline import Progress, compress
+from engine.pipeline import compress
 from jobs.recipe import parse_recipe
 
 
@@ -13,18 +13,10 @@ def main() -> None:
     model, output, recipe = sys.argv[1:]
     Path(output).mkdir()
     stopwatch = Stopwatch()
-    inspecting = True
-
-    def on_progress(progress: Progress) -> None:
-        nonlocal inspecting
-        if inspecting and progress.phase != "inspect":
-            # What the inspection takes is a process that imports torch and transformers, and the
-            # peers' imports are left out too.
-            inspecting = False
-            stopwatch.begin()
-
     stopwatch.begin()
-    compress(Path(model), Path(output), parse_recipe(json.loads(recipe)), on_progress=on_progress)
+    compress(
+        Path(model), Path(output), parse_recipe(json.loads(recipe)), on_progress=lambda _: None
+    )
     stopwatch.end()
 
 

@@ -8,18 +8,20 @@ import os
 import time
 from pathlib import Path
 
-#: The environment variable with the descriptor to tell it through.
-PIPE = "MODELPRESS_STOPWATCH"
+#: The environment variables with the descriptors to tell it through, and to be told when to begin.
+PIPE, GO = "MODELPRESS_STOPWATCH", "MODELPRESS_GO"
 
 
 class Stopwatch:
     """Times the work proper: what follows the imports, up to the end of saving."""
 
     def begin(self) -> None:
-        """Start, or start again, so that what was done before is left out."""
+        """Start, when whoever measures has prepared the machine: imports took time."""
         status = Path("/proc/self/status").read_text()
         [anonymous] = [line.split()[1] for line in status.splitlines() if "RssAnon" in line]
         _tell({"idle_anonymous_bytes": int(anonymous) * 1024})
+        if GO in os.environ:
+            os.read(int(os.environ[GO]), 1)
         self._cpu_began = _cpu_seconds()
         self._began = time.perf_counter()
 

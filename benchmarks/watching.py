@@ -6,11 +6,11 @@ import select
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.stopwatch import PIPE
+from benchmarks.stopwatch import GO, PIPE
 
 _SECONDS_BETWEEN_SAMPLES = 0.02
 
@@ -61,11 +61,12 @@ class _Meter:
         self.resident_bytes = max(self.resident_bytes, resident)
 
 
-def watch(command: Sequence[str | Path]) -> Watched:
+def watch(command: Sequence[str | Path], prepare: Callable[[], None] = lambda: None) -> Watched:
     """Run a command and measure it.
 
     Args:
         command: A program, which may tell of its work through a `Stopwatch`.
+        prepare: Called before the program starts, and again when its work is about to begin.
 
     Returns:
         What it took; memory is sampled fifty times a second.
@@ -74,21 +75,36 @@ def watch(command: Sequence[str | Path]) -> Watched:
         RuntimeError: It failed; with the end of what it wrote to standard error.
     """
     reading, writing = os.pipe()
-    with tempfile.TemporaryFile() as errors, os.fdopen(reading, "rb", buffering=0) as messages:
+    waiting, going = os.pipe()
+    prepare()
+    with (
+        tempfile.TemporaryFile() as errors,
+        os.fdopen(reading, "rb", buffering=0) as messages,
+        os.fdopen(going, "wb", buffering=0) as go,
+    ):
         began = time.perf_counter()
         process = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            pass_fds=(writing,),
-            env=os.environ | {PIPE: str(writing)},
+            pass_fds=(writing, waiting),
+            env=os.environ | {PIPE: str(writing), GO: str(waiting)},
         )
         # The pipe ends when the process does, which then is the only one that can write to it.
         os.close(writing)
+        os.close(waiting)
         meter = _Meter(process.pid)
-        told = _listen(messages.fileno(), meter)
+        prepared: list[float] = []
+
+        def begin() -> None:
+            started = time.perf_counter()
+            prepare()
+            prepared.append(time.perf_counter() - started)
+            go.write(b"!")
+
+        told = _listen(messages.fileno(), meter, begin)
         _, status, usage = os.wait4(process.pid, 0)
-        process_seconds = time.perf_counter() - began
+        process_seconds = time.perf_counter() - began - sum(prepared)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
             errors.seek(0)
@@ -104,7 +120,7 @@ def watch(command: Sequence[str | Path]) -> Watched:
     )
 
 
-def _listen(pipe: int, meter: _Meter) -> dict[str, float]:
+def _listen(pipe: int, meter: _Meter, begin: Callable[[], None]) -> dict[str, float]:
     told: dict[str, float] = {}
     text = b""
     while True:
@@ -120,6 +136,7 @@ def _listen(pipe: int, meter: _Meter) -> dict[str, float]:
             told |= message
             if "idle_anonymous_bytes" in message:
                 meter.begin(message["idle_anonymous_bytes"])
+                begin()
 
 
 def _family(pid: int) -> list[int]:
