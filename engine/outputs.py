@@ -3,6 +3,8 @@
 import errno
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +12,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from engine.write_back import begin_write_back
 from jobs.problems import Problem
 
 
@@ -20,17 +23,23 @@ class Output:
         path: Where.
         nbytes: Its size. Bytes that are never written are 0.
         may_exist: Whether it goes on where it is there already.
+        on_complete: Told the descriptor, which it closes, when the last holder has let go.
     """
 
-    def __init__(self, path: Path, nbytes: int, *, may_exist: bool) -> None:
+    def __init__(
+        self, path: Path, nbytes: int, *, may_exist: bool, on_complete: Callable[[int], object]
+    ) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file = os.open(path, flags | (0 if may_exist else os.O_EXCL), 0o644)
+        self._on_complete = on_complete
         self._holders = 1
         self._lock = threading.Lock()
         self._is_closed = False
         try:
             os.posix_fallocate(self._file, 0, nbytes)
         except OSError as error:
+            # What was found of the room is given back at once: others are at work on the same disk.
+            os.ftruncate(self._file, 0)
             self.close()
             if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 raise
@@ -44,12 +53,13 @@ class Output:
             self._holders += 1
 
     def let_go(self) -> None:
-        """Say that nothing more will be written by one holder; the last one closes it."""
+        """Say that nothing more will be written by one holder."""
         with self._lock:
             self._holders -= 1
             if self._holders:
                 return
-        self.close()
+            self._is_closed = True
+        self._on_complete(self._file)
 
     def write(self, values: npt.NDArray[np.generic], offset: int) -> None:
         """Write all of an array's bytes at an offset."""
@@ -74,12 +84,15 @@ class Outputs:
     Args:
         folder: Where they go.
         is_resumed: Whether some may be there already, as far as an attempt before wrote them.
+        writes_back: Whether the disk begins with each file when that is complete.
     """
 
-    def __init__(self, folder: Path, *, is_resumed: bool) -> None:
+    def __init__(self, folder: Path, *, is_resumed: bool, writes_back: bool) -> None:
         self._folder = folder
         self._is_resumed = is_resumed
         self._made: list[Output] = []
+        # A thread of its own, because a disk that is busy takes no more for a while.
+        self._disk = ThreadPoolExecutor(1, "engine-disk") if writes_back else None
 
     def create(self, name: str, nbytes: int) -> Output:
         """Begin a file.
@@ -94,7 +107,9 @@ class Outputs:
         Raises:
             Problem: `storage_full`: there is no room for it.
         """
-        output = Output(self._folder / name, nbytes, may_exist=self._is_resumed)
+        output = Output(
+            self._folder / name, nbytes, may_exist=self._is_resumed, on_complete=self._complete
+        )
         self._made.append(output)
         return output
 
@@ -109,3 +124,11 @@ class Outputs:
     ) -> None:
         for output in self._made:
             output.close()
+        if self._disk is not None:
+            self._disk.shutdown(wait=False)
+
+    def _complete(self, file: int) -> None:
+        if self._disk is None:
+            os.close(file)
+        else:
+            self._disk.submit(begin_write_back, file)

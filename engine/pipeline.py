@@ -41,11 +41,12 @@ def compress(
     threads: int | None = None,
     idle_bytes: int | None = None,
     journal: Path | None = None,
+    writes_back: bool = False,
 ) -> Report:
     """Prune and quantize a checkpoint, writing the artifact as it goes.
 
-    Like a copy it does not wait for the disk; whoever needs the artifact to be there after a loss of
-    power syncs its files.
+    Like a copy it does not wait for the disk; whoever needs the artifact to be there after a loss
+    of power syncs its files, and says `writes_back`.
 
     Args:
         model_folder: The checkpoint; it is only read.
@@ -63,6 +64,8 @@ def compress(
         journal: A file beside that folder where it is written down how far the job is. Where it is
             there already, a killed attempt's, what that one wrote of the same job is kept, and
             everything else in the folder removed.
+        writes_back: Have the disk begin with each file when that is complete, so that a caller who
+            waits for the disk afterwards waits less. It takes some of the job's own time.
 
     Returns:
         Everything measured. Equal models and recipes give artifacts of equal bytes, however many
@@ -93,7 +96,10 @@ def compress(
             plan = settled.plan
             require_room(artifact_folder, plan.artifact_bytes)
             folders = source, artifact_folder
-            pressed = press(plan, prediction.buffers, device, folders, book, entries, on_progress)
+            pressed = press(
+                plan, prediction.buffers, device, folders, book, entries, on_progress,
+                writes_back=writes_back,
+            )  # fmt: skip
         count_planned(plan, entries)
         meter.sample()
         _write_the_rest(plan, artifact_folder)

@@ -46,6 +46,8 @@ def press(
     journal: Journal,
     entries: Sequence[StepEntry],
     on_progress: Callable[[Progress], None],
+    *,
+    writes_back: bool,
 ) -> Pressed:
     """Write all tensors.
 
@@ -57,6 +59,7 @@ def press(
         journal: Knows what attempts before have written, and is told how far this one is.
         entries: Where the cost of each step is counted, that of the attempts before included.
         on_progress: Told how far it is.
+        writes_back: Whether the disk begins with each file when that is complete.
 
     Returns:
         What became of them; the same however many attempts it took.
@@ -77,10 +80,9 @@ def press(
     pruning = Pruning(source, plan.recipe, targets, extents, entries, bell, on_progress, bookmarks)
     ticker = _ticker(plan, on_progress)
     ticker.advance(bookmarks.reached.passed_bytes)
-    with Outputs(artifact_folder, is_resumed=journal.reached is not None) as outputs:
-        writer = Writer(
-            source, outputs, pruning, bookmarks, entries, ticker, buffers.chunk_bytes
-        )
+    is_resumed = journal.reached is not None
+    with Outputs(artifact_folder, is_resumed=is_resumed, writes_back=writes_back) as outputs:
+        writer = Writer(source, outputs, pruning, bookmarks, entries, ticker, buffers.chunk_bytes)
         Crew(benches, bell).run(writer.tasks(plan.shards))
     return Pressed(bookmarks.tensors, benches[0].kernels.memory())
 

@@ -96,6 +96,7 @@ def _compress(order: Order, on_progress: OnProgress) -> None:
         on_progress=on_progress,
         idle_bytes=order.idle_bytes,
         journal=work / JOURNAL_NAME,
+        writes_back=True,
     )
     (work / REPORT_NAME).write_text(report.model_dump_json())
 
