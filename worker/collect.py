@@ -7,8 +7,10 @@ links are not followed, headers are read again, and the digests are computed her
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +34,31 @@ Check = Callable[[], None]
 #: Path, size and blake3 of a file.
 Row = dict[str, Any]
 Value = TypeVar("Value", Report, Verification)
+
+
+@contextmanager
+def measuring(folder: Path, check: Check) -> Iterator[Future[list[Row]]]:
+    """Measure the files of an artifact while the caller does something else.
+
+    Args:
+        folder: The files.
+        check: Called between pieces; raises to stop.
+
+    Yields:
+        What becomes of `measure_files`, which stops where the caller leaves before it has ended.
+    """
+    is_over = threading.Event()
+
+    def check_both() -> None:
+        check()
+        if is_over.is_set():
+            raise CancelledError
+
+    with ThreadPoolExecutor(1, "measure") as pool:
+        try:
+            yield pool.submit(measure_files, folder, check_both)
+        finally:
+            is_over.set()
 
 
 def measure_files(folder: Path, check: Check) -> list[Row]:

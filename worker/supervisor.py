@@ -7,9 +7,8 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,7 @@ from planning.memory_model import levels_of
 from planning.working_set import MOST_THREADS
 from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
-from worker.collect import (
-    Row,
-    measure_files,
-    read_report,
-    read_verification,
-    seal_artifact,
-)
+from worker.collect import measuring, read_report, read_verification, seal_artifact
 from worker.endings import Endings
 from worker.lease import Lease
 from worker.runner import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME, Order
@@ -170,7 +163,7 @@ class Supervisor:
             return outcome
         report = read_report(work / REPORT_NAME)
         verifying = replace(order, task="verify")
-        with _measuring(work / ARTIFACT_NAME, lambda: interruption(lease, self._drain)) as measured:
+        with measuring(work / ARTIFACT_NAME, partial(self._go_on, lease)) as measured:
             # A second process, which knows nothing of the first but what that left on the disk.
             outcome = watch(self._start_runner(verifying), lease, limits, self._drain)
             if outcome.kind != "done":
@@ -198,6 +191,11 @@ class Supervisor:
             raise _Stopped(Outcome("lost"))
         if renewal.cancel_requested:
             raise _Stopped(Outcome("cancelled"))
+
+    def _go_on(self, lease: Lease) -> None:
+        stopped = interruption(lease, self._drain)
+        if stopped is not None:
+            raise _Stopped(stopped)
 
     def _limits(self, budget: Budget) -> Limits:
         most = self._settings.max_runtime_seconds
@@ -236,25 +234,6 @@ class Supervisor:
             finished_ms=now_ms(),
         )
         self._endings.publish(job, token, result)
-
-
-@contextlib.contextmanager
-def _measuring(
-    folder: Path, interrupted: Callable[[], Outcome | None]
-) -> Iterator[Future[list[Row]]]:
-    """Have the files of an artifact measured while something else is done."""
-    is_over = threading.Event()
-
-    def check() -> None:
-        stopped = interrupted()
-        if stopped is not None or is_over.is_set():
-            raise _Stopped(stopped or Outcome("lost"))
-
-    with ThreadPoolExecutor(1, "measure") as pool:
-        try:
-            yield pool.submit(measure_files, folder, check)
-        finally:
-            is_over.set()
 
 
 def choose_device(wanted: str) -> Any:  # noqa: ANN401 - Literal["cpu", "cuda"]

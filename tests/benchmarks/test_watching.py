@@ -51,6 +51,25 @@ stopwatch.end()
     assert watched.cpu_seconds < 0.5
 
 
+def test_the_machine_is_prepared_before_the_program_and_again_before_its_work(tmp_path):
+    begun, worked = tmp_path / "begun", tmp_path / "worked"
+    program = f"""
+from pathlib import Path
+from benchmarks.stopwatch import Stopwatch
+Path({str(begun)!r}).touch()
+stopwatch = Stopwatch()
+stopwatch.begin()
+Path({str(worked)!r}).touch()
+stopwatch.end()
+"""
+    seen = []
+
+    watch(python(program), lambda: seen.append((begun.exists(), worked.exists())))
+
+    assert seen == [(False, False), (True, False)]
+    assert worked.exists()
+
+
 def test_children_count_in_memory_and_in_cpu_time():
     child = "import time; kept = bytearray(b'x') * (64 * 1024**2); time.sleep(0.3)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"

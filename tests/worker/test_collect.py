@@ -1,6 +1,8 @@
 import hashlib
 import json
 import os
+import threading
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from blake3 import blake3
 from safetensors.numpy import save_file
 
 from jobs.problems import Problem
-from worker.collect import MAX_REPORT_BYTES, measure_files, read_report, seal_artifact
+from worker.collect import MAX_REPORT_BYTES, measure_files, measuring, read_report, seal_artifact
 
 ABOUT = {"model": "mdl_0", "recipe": {}, "versions": {}}
 
@@ -105,6 +107,17 @@ def test_a_check_that_raises_stops_the_work(folder):
     with pytest.raises(InterruptedError):
         measure_files(folder, stop)
     assert not (folder / "manifest.json").exists()
+
+
+def test_what_is_measured_stops_when_nobody_wants_it_any_more(folder):
+    with (folder / "endless").open("wb") as file:
+        file.truncate(2**42)
+    asked = threading.Event()
+
+    with measuring(folder, asked.set) as measured:
+        assert asked.wait(10)
+
+    assert isinstance(measured.exception(), CancelledError)
 
 
 def test_a_report_that_is_none_is_refused(tmp_path):

@@ -358,7 +358,7 @@ def test_a_cancel_that_comes_while_the_artifact_is_hashed_counts(workshop, monke
         workshop.store.cancel(job_id)
         return measure_files(folder, lambda: None)
 
-    monkeypatch.setattr("worker.supervisor.measure_files", cancel_while_hashing)
+    monkeypatch.setattr("worker.collect.measure_files", cancel_while_hashing)
     job_id = workshop.submit(workshop.small_model())
 
     workshop.supervisor.run(job_id)
@@ -375,7 +375,7 @@ def test_a_worker_that_is_shut_down_while_it_hashes_gives_its_job_back(workshop,
         os.write(writing, b"!")
         return measure_files(folder, check)
 
-    monkeypatch.setattr("worker.supervisor.measure_files", drain_while_hashing)
+    monkeypatch.setattr("worker.collect.measure_files", drain_while_hashing)
     job = workshop.run(workshop.small_model())
     os.close(reading)
     os.close(writing)
@@ -389,7 +389,7 @@ def test_a_stale_attempt_does_not_replace_the_report(workshop, monkeypatch):
         workshop.blobs.write_report(job_id, {"of": "the other attempt"})
         return measure_files(folder, lambda: None)
 
-    monkeypatch.setattr("worker.supervisor.measure_files", lose_while_hashing)
+    monkeypatch.setattr("worker.collect.measure_files", lose_while_hashing)
     job_id = workshop.submit(workshop.small_model())
 
     workshop.supervisor.run(job_id)
@@ -401,7 +401,7 @@ def test_a_disk_that_is_full_fails_the_job_and_keeps_no_scratch(workshop, monkey
     def fill(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("worker.supervisor.measure_files", fill)
+    monkeypatch.setattr("worker.collect.measure_files", fill)
     job_id = workshop.submit(workshop.small_model())
     scratch = []
     release = workshop.store.release
