@@ -69,7 +69,7 @@ def measure_files(folder: Path, check: Check) -> list[Row]:
         check: Called between pieces; raises to stop.
 
     Returns:
-        Their rows of the manifest, in the order of their paths. Every file is durable on disk.
+        Their rows of the manifest, in the order of their paths. Files and folders are durable.
 
     Raises:
         Problem: `invalid_artifact`: something in the folder is not what a runner may leave.
@@ -79,7 +79,8 @@ def measure_files(folder: Path, check: Check) -> list[Row]:
         raise Problem("invalid_artifact", "The runner left no safetensors file.")
     disk = ThreadPoolExecutor(1, "disk")
     try:
-        kept = [disk.submit(fsync, path) for path in paths]
+        folders = sorted({path.parent for path in paths})
+        kept = [disk.submit(fsync, path) for path in [*paths, *folders]]
         rows = [{"path": str(path.relative_to(folder)), **_measure(path, check)} for path in paths]
         for future in kept:
             future.result()
