@@ -125,9 +125,7 @@ def round_row(
     """
     scales = scratch[2].view(np.float32)
     is_even = group_size >= after.size
-    first = value_of(stored[0], kind) if after.size else np.float32(1.0)
-    for i in range(min(RUN, after.size)):
-        scales[i] = first
+    scales[:] = value_of(stored[0], kind) if after.size else np.float32(1.0)
     for start in range(0, after.size, RUN):
         stop = min(start + RUN, after.size)
         i = 0 if is_even else start

@@ -9,7 +9,13 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import (
+    FIRST_EXCEPTION,
+    CancelledError,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +35,8 @@ MAX_FILES = 10_000
 #: Up to this size the sha-256 is computed before the job succeeds; it takes milliseconds.
 INLINE_SHA256_BYTES = 16 * 1024**2
 _READ_BYTES = 4 * 1024**2
+#: How often whoever waits for the disk looks whether it is to stop.
+_LOOK_SECONDS = 0.2
 
 Check = Callable[[], None]
 #: Path, size and blake3 of a file.
@@ -82,8 +90,7 @@ def measure_files(folder: Path, check: Check) -> list[Row]:
         folders = sorted({path.parent for path in paths})
         kept = [disk.submit(fsync, path) for path in [*paths, *folders]]
         rows = [{"path": str(path.relative_to(folder)), **_measure(path, check)} for path in paths]
-        for future in kept:
-            future.result()
+        _wait(kept, check)
     finally:
         # Nobody who stops waits for a slow disk.
         disk.shutdown(wait=False, cancel_futures=True)
@@ -161,6 +168,15 @@ def sha256(path: Path) -> str:
     """Give the sha-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _wait(kept: list[Future[None]], check: Check) -> None:
+    left = set(kept)
+    while left:
+        check()
+        ended, left = wait(left, _LOOK_SECONDS, FIRST_EXCEPTION)
+        for future in ended:
+            future.result()
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -118,6 +119,28 @@ def test_what_is_measured_stops_when_nobody_wants_it_any_more(folder):
         assert asked.wait(10)
 
     assert isinstance(measured.exception(), CancelledError)
+
+
+def test_nobody_who_stops_waits_for_a_slow_disk(folder, monkeypatch):
+    disk, asked = threading.Event(), threading.Event()
+    monkeypatch.setattr("worker.collect.fsync", lambda _: asked.set() or disk.wait(60))
+
+    with measuring(folder, no_check) as measured:
+        assert asked.wait(10)
+
+    assert isinstance(measured.exception(), CancelledError)
+    assert not disk.is_set()
+    disk.set()
+
+
+def test_a_disk_that_fails_fails_the_measuring(folder, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("worker.collect.fsync", fail)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        measure_files(folder, no_check)
 
 
 def test_a_report_that_is_none_is_refused(tmp_path):
