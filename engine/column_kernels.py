@@ -112,24 +112,27 @@ def count_below(keys: Bits, mask: Integer, limits: Counts, counts: Counts) -> No
 
 
 @kernel(
-    "void(uint16[:, ::1], uint16[:, ::1], uint16, int64[::1], int64[::1])",
-    "void(uint32[:, ::1], uint32[:, ::1], uint32, int64[::1], int64[::1])",
-    "void(uint16[:, ::1], uint32[:, ::1], uint32, int64[::1], int64[::1])",
+    "void(uint16[:, ::1], uint16[:, ::1], uint16, int64[::1], int64[::1], uint16[:, ::1])",
+    "void(uint32[:, ::1], uint32[:, ::1], uint32, int64[::1], int64[::1], uint32[:, ::1])",
+    "void(uint16[:, ::1], uint32[:, ::1], uint32, int64[::1], int64[::1], uint16[:, ::1])",
 )
-def erase_smallest(bits: Bits, keys: Bits, mask: Integer, thresholds: Counts, left: Counts) -> None:
-    """Zero what lies below a column's threshold, and the first that equal it, in place.
+def erase_smallest(
+    before: Bits, keys: Bits, mask: Integer, thresholds: Counts, left: Counts, after: Bits
+) -> None:
+    """Copy weights, zeroing what lies below a column's threshold and the first that equal it.
 
     Args:
-        bits: Bit patterns, [R, W].
+        before: Bit patterns, [R, W].
         keys: What decides, [R, W].
         mask: Which bits of them.
         thresholds: One key per column, [W].
         left: How many equal keys of each column become 0, [W]; counted down.
+        after: Where they go, [R, W].
     """
-    for row in range(bits.shape[0]):
-        values, row_keys = bits[row], keys[row]
+    for row in range(before.shape[0]):
+        values, row_keys, kept = before[row], keys[row], after[row]
         for i in range(values.size):
             key = np.int64(row_keys[i] & mask)
             is_tie = key == thresholds[i] and left[i] > 0
             left[i] -= np.int64(is_tie)
-            values[i] = 0 if is_tie or key < thresholds[i] else values[i]
+            kept[i] = 0 if is_tie or key < thresholds[i] else values[i]

@@ -58,12 +58,12 @@ class ColumnEraser:
         """Go on in another look; see `erasers.Eraser`."""
         return ColumnEraser(self.ranking, self.limits, self.ties.fork())
 
-    def _erase(self, chunk: Chunk, turn: int, bits: Bits, bench: Workbench) -> None:
+    def _erase(self, chunk: Chunk, turn: int, before: Bits, after: Bits, bench: Workbench) -> None:
         limits = self.limits.get()
-        keys, mask = self.ranking.keys(bits, chunk, bench)
+        keys, mask = self.ranking.keys(before, chunk, bench)
         ties = count_ties(keys, mask, limits.thresholds)
         left = np.maximum(limits.ties - self.ties.take(turn, ties), 0)
-        column_kernels.erase_smallest(bits, keys, mask, limits.thresholds, left)
+        column_kernels.erase_smallest(before, keys, mask, limits.thresholds, left, after)
 
 
 def count_ties(keys: Bits, mask: int, thresholds: Counts) -> Counts:

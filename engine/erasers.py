@@ -20,8 +20,8 @@ from engine.rankings import Ranking
 from engine.relays import Relay
 from engine.workbench import Workbench
 
-#: Sets weights of one chunk to +0, in place: bit patterns, [R, W].
-Erasure = Callable[[Bits, Workbench], None]
+#: Copies one chunk, [R, W], from memory to other memory with some of its weights as +0.
+Erasure = Callable[[Bits, Bits, Workbench], None]
 
 
 class Eraser(Protocol):
@@ -58,13 +58,15 @@ class ThresholdEraser:
         """Go on in another look; see `Eraser`."""
         return ThresholdEraser(self.ranking, self.measurement, self.ties.fork())
 
-    def _erase(self, chunk: Chunk, turn: int, bits: Bits, bench: Workbench) -> None:
+    def _erase(self, chunk: Chunk, turn: int, before: Bits, after: Bits, bench: Workbench) -> None:
         threshold = self.measurement.result()
-        keys, mask = self.ranking.keys(bits, chunk, bench)
+        keys, mask = self.ranking.keys(before, chunk, bench)
         flat = keys.reshape(-1)
         ties = bench.kernels.count_equal(flat, mask, threshold.key)
         left = max(0, threshold.ties - self.ties.take(turn, int(ties)))
-        bench.kernels.erase_smallest(bits.reshape(-1), flat, mask, threshold.key, left)
+        bench.kernels.erase_smallest(
+            before.reshape(-1), flat, mask, threshold.key, left, after.reshape(-1)
+        )
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,9 @@ class RowEraser:
         """Give itself, because no chunk depends on another; see `Eraser`."""
         return self
 
-    def _erase(self, chunk: Chunk, bits: Bits, bench: Workbench) -> None:
-        keys, mask = self.ranking.keys(bits, chunk, bench)
-        bench.kernels.erase_in_rows(bits, keys, mask, self.ranking.key_bits, self.count)
+    def _erase(self, chunk: Chunk, before: Bits, after: Bits, bench: Workbench) -> None:
+        keys, mask = self.ranking.keys(before, chunk, bench)
+        bench.kernels.erase_in_rows(before, keys, mask, self.ranking.key_bits, self.count, after)
 
 
 @dataclass(frozen=True)
@@ -114,18 +116,18 @@ class GroupEraser:
         """Give itself, because no chunk depends on another; see `Eraser`."""
         return self
 
-    def _erase(self, chunk: Chunk, bits: Bits, bench: Workbench) -> None:
-        keys, mask = self.ranking.keys(bits, chunk, bench)
+    def _erase(self, chunk: Chunk, before: Bits, after: Bits, bench: Workbench) -> None:
+        keys, mask = self.ranking.keys(before, chunk, bench)
         positions = chunk.width if self.positions is None else self.positions
-        if (self.group, positions) == (
-            4,
-            1,
-        ) and bits.itemsize == keys.itemsize == np.uint16().nbytes:
-            words = bits.reshape(-1).view(np.uint64), keys.reshape(-1).view(np.uint64)
-            bench.kernels.erase_two_of_four(*words, mask)
+        is_word = before.itemsize == keys.itemsize == np.uint16().nbytes
+        if (self.group, positions) == (4, 1) and is_word:
+            words, key_words, kept = (
+                bits.reshape(-1).view(np.uint64) for bits in (before, keys, after)
+            )
+            bench.kernels.erase_two_of_four(words, key_words, mask, kept)
             return
         planes, beaten = bench.take("planes", (2, 8, 512), np.uint32)
         shape = (-1, self.group, positions)
         bench.kernels.erase_in_groups(
-            bits.reshape(shape), keys.reshape(shape), mask, planes, beaten
+            before.reshape(shape), keys.reshape(shape), mask, planes, beaten, after.reshape(shape)
         )

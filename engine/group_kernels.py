@@ -26,12 +26,14 @@ def _count_larger(planes: Bits, beaten: Bits, size: Integer, count: Integer) -> 
 
 
 @kernel(
-    "void(uint16[:, ::1], uint16[:, ::1], uint16, uint32[:, ::1], uint32[:, ::1])",
-    "void(uint32[:, ::1], uint32[:, ::1], uint32, uint32[:, ::1], uint32[:, ::1])",
-    "void(uint16[:, ::1], uint32[:, ::1], uint32, uint32[:, ::1], uint32[:, ::1])",
+    "void(uint16[:, ::1], uint16[:, ::1], uint16, uint32[:, ::1], uint32[:, ::1], uint16[:, ::1])",
+    "void(uint32[:, ::1], uint32[:, ::1], uint32, uint32[:, ::1], uint32[:, ::1], uint32[:, ::1])",
+    "void(uint16[:, ::1], uint32[:, ::1], uint32, uint32[:, ::1], uint32[:, ::1], uint16[:, ::1])",
 )
-def _erase_neighbours(bits: Bits, keys: Bits, mask: Integer, planes: Bits, beaten: Bits) -> None:
-    groups, size = bits.shape
+def _erase_neighbours(
+    before: Bits, keys: Bits, mask: Integer, planes: Bits, beaten: Bits, after: Bits
+) -> None:
+    groups, size = before.shape
     for first in range(0, groups, PLANE):
         count = min(PLANE, groups - first)
         for i in range(size):
@@ -42,25 +44,26 @@ def _erase_neighbours(bits: Bits, keys: Bits, mask: Integer, planes: Bits, beate
         _count_larger(planes, beaten, size, count)
         for i in range(size):
             rank = beaten[i]
-            values = bits[first : first + count, i]
+            values, kept = before[first : first + count, i], after[first : first + count, i]
             for k in range(count):
                 # Half of the values go, at places that no branch predictor can learn.
-                values[k] = 0 if 2 * rank[k] >= size else values[k]
+                kept[k] = 0 if 2 * rank[k] >= size else values[k]
 
 
-@kernel("void(uint64[::1], uint64[::1], uint64)")
-def erase_two_of_four(bits: Bits, keys: Bits, mask: Integer) -> None:
-    """Keep the larger two of every four consecutive 16-bit weights, in place.
+@kernel("void(uint64[::1], uint64[::1], uint64, uint64[::1])")
+def erase_two_of_four(before: Bits, keys: Bits, mask: Integer, after: Bits) -> None:
+    """Copy 16-bit weights, zeroing the smaller two of every four consecutive ones.
 
     A group fills one 64-bit word, so no weight has to move to meet the others of its group.
 
     Args:
-        bits: Bit patterns, a group in each word.
+        before: Bit patterns, a group in each word.
         keys: What decides, likewise.
         mask: Which bits of a 16-bit key.
+        after: Where they go.
     """
     one, two, lane = np.uint64(1), np.uint64(2), np.uint64(0xFFFF)
-    for group in range(bits.size):
+    for group in range(before.size):
         word = keys[group]
         a = word & mask
         b = (word >> np.uint64(16)) & mask
@@ -72,29 +75,35 @@ def erase_two_of_four(bits: Bits, keys: Bits, mask: Integer) -> None:
         kept |= (lane * np.uint64(one - ab + bc + bd < two)) << np.uint64(16)
         kept |= (lane * np.uint64(two - ac - bc + cd < two)) << np.uint64(32)
         kept |= (lane * np.uint64(np.uint64(3) - ad - bd - cd < two)) << np.uint64(48)
-        bits[group] &= kept
+        after[group] = before[group] & kept
 
 
 @kernel(
-    "void(uint16[:, :, ::1], uint16[:, :, ::1], uint16, uint32[:, ::1], uint32[:, ::1])",
-    "void(uint32[:, :, ::1], uint32[:, :, ::1], uint32, uint32[:, ::1], uint32[:, ::1])",
-    "void(uint16[:, :, ::1], uint32[:, :, ::1], uint32, uint32[:, ::1], uint32[:, ::1])",
+    "void(uint16[:, :, ::1], uint16[:, :, ::1], uint16, uint32[:, ::1], uint32[:, ::1],"
+    " uint16[:, :, ::1])",
+    "void(uint32[:, :, ::1], uint32[:, :, ::1], uint32, uint32[:, ::1], uint32[:, ::1],"
+    " uint32[:, :, ::1])",
+    "void(uint16[:, :, ::1], uint32[:, :, ::1], uint32, uint32[:, ::1], uint32[:, ::1],"
+    " uint16[:, :, ::1])",
 )
-def erase_in_groups(bits: Bits, keys: Bits, mask: Integer, planes: Bits, beaten: Bits) -> None:
-    """Keep the larger half of every group of inputs, in place; ties keep the earliest.
+def erase_in_groups(
+    before: Bits, keys: Bits, mask: Integer, planes: Bits, beaten: Bits, after: Bits
+) -> None:
+    """Copy weights, zeroing the smaller half of every group of inputs; ties keep the earliest.
 
     Args:
-        bits: Bit patterns, [G, M, P].
+        before: Bit patterns, [G, M, P].
         keys: What decides, [G, M, P].
         mask: Which bits of them.
         planes: Memory for keys by their place in the group, [at least M, PLANE].
         beaten: Memory for how many beat each, as large.
+        after: Where they go, [G, M, P].
     """
-    groups, size, positions = bits.shape
+    groups, size, positions = before.shape
     if positions == 1:
-        _erase_neighbours(
-            bits.reshape(groups, size), keys.reshape(groups, size), mask, planes, beaten
-        )
+        shape = (groups, size)
+        kept = after.reshape(shape)
+        _erase_neighbours(before.reshape(shape), keys.reshape(shape), mask, planes, beaten, kept)
         return
     for group in range(groups):
         for start in range(0, positions, PLANE):
@@ -105,6 +114,7 @@ def erase_in_groups(bits: Bits, keys: Bits, mask: Integer, planes: Bits, beaten:
                     plane[p] = row[p] & mask
             _count_larger(planes, beaten, size, stop - start)
             for i in range(size):
-                rank, values = beaten[i], bits[group, i, start:stop]
+                rank, values = beaten[i], before[group, i, start:stop]
+                kept = after[group, i, start:stop]
                 for p in range(stop - start):
-                    values[p] = 0 if 2 * rank[p] >= size else values[p]
+                    kept[p] = 0 if 2 * rank[p] >= size else values[p]

@@ -38,25 +38,37 @@ class Kernels(Protocol):
         ...
 
     def erase_smallest(
-        self, bits: Bits, keys: Bits, mask: Integer, threshold: Integer, ties: Integer
+        self,
+        before: Bits,
+        keys: Bits,
+        mask: Integer,
+        threshold: Integer,
+        ties: Integer,
+        after: Bits,
     ) -> None:
-        """Zero the smallest, in place; see `pruning_kernels.erase_smallest`."""
+        """Copy, zeroing the smallest; see `pruning_kernels.erase_smallest`."""
         ...
 
     def erase_in_rows(
-        self, bits: Bits, keys: Bits, mask: Integer, key_bits: Integer, count: Integer
+        self,
+        before: Bits,
+        keys: Bits,
+        mask: Integer,
+        key_bits: Integer,
+        count: Integer,
+        after: Bits,
     ) -> None:
-        """Zero the smallest of every row, in place; see `pruning_kernels.erase_in_rows`."""
+        """Copy, zeroing the smallest of every row; see `pruning_kernels.erase_in_rows`."""
         ...
 
     def erase_in_groups(
-        self, bits: Bits, keys: Bits, mask: Integer, planes: Bits, beaten: Bits
+        self, before: Bits, keys: Bits, mask: Integer, planes: Bits, beaten: Bits, after: Bits
     ) -> None:
-        """Keep half of every group, in place; see `group_kernels.erase_in_groups`."""
+        """Copy, zeroing half of every group; see `group_kernels.erase_in_groups`."""
         ...
 
-    def erase_two_of_four(self, bits: Bits, keys: Bits, mask: Integer) -> None:
-        """Keep two of every four, in place; see `group_kernels.erase_two_of_four`."""
+    def erase_two_of_four(self, before: Bits, keys: Bits, mask: Integer, after: Bits) -> None:
+        """Copy, zeroing two of every four; see `group_kernels.erase_two_of_four`."""
         ...
 
     def memory(self) -> DeviceMemory | None:

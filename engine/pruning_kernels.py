@@ -107,66 +107,78 @@ def count_below(keys: Bits, mask: Integer, limit: Integer) -> Integer:
 
 
 @kernel(
-    "void(uint16[::1], uint16[::1], uint16, int64)",
-    "void(uint32[::1], uint32[::1], uint32, int64)",
-    "void(uint16[::1], uint32[::1], uint32, int64)",
+    "void(uint16[::1], uint16[::1], uint16, uint16, b1, uint16[::1])",
+    "void(uint32[::1], uint32[::1], uint32, uint32, b1, uint32[::1])",
+    "void(uint16[::1], uint32[::1], uint32, uint32, b1, uint16[::1])",
 )
-def _erase_below(bits: Bits, keys: Bits, mask: Integer, limit: Integer) -> None:
-    for i in range(bits.size):
-        bits[i] = 0 if (keys[i] & mask) < limit else bits[i]
+def _erase_run(
+    before: Bits, keys: Bits, mask: Integer, threshold: Integer, ties_too: bool, after: Bits
+) -> None:
+    # Two loops, because a limit of the keys' own type is compared in vectors, and one more than the
+    # largest key would not be of that type.
+    if ties_too:
+        for i in range(before.size):
+            after[i] = 0 if (keys[i] & mask) <= threshold else before[i]
+    else:
+        for i in range(before.size):
+            after[i] = 0 if (keys[i] & mask) < threshold else before[i]
 
 
 @kernel(
-    "void(uint16[::1], uint16[::1], uint16, uint16, int64)",
-    "void(uint32[::1], uint32[::1], uint32, uint32, int64)",
-    "void(uint16[::1], uint32[::1], uint32, uint32, int64)",
+    "void(uint16[::1], uint16[::1], uint16, uint16, int64, uint16[::1])",
+    "void(uint32[::1], uint32[::1], uint32, uint32, int64, uint32[::1])",
+    "void(uint16[::1], uint32[::1], uint32, uint32, int64, uint16[::1])",
 )
 def erase_smallest(
-    bits: Bits, keys: Bits, mask: Integer, threshold: Integer, ties: Integer
+    before: Bits, keys: Bits, mask: Integer, threshold: Integer, ties: Integer, after: Bits
 ) -> None:
-    """Zero what lies below a threshold, and the first `ties` that equal it, in place.
+    """Copy weights, zeroing what lies below a threshold and the first `ties` that equal it.
 
     Args:
-        bits: Bit patterns.
+        before: Bit patterns.
         keys: What decides, as many.
         mask: Which bits of them.
         threshold: A key.
         ties: How many equal keys become 0; more than there are means all.
+        after: Where they go, as many.
     """
     left = ties
     i = 0
-    while i < bits.size and left > 0:
-        stop = min(i + RUN, bits.size)
+    while i < before.size and left > 0:
+        stop = min(i + RUN, before.size)
         equal = count_equal(keys[i:stop], mask, threshold)
         if equal > left:
             break
         left -= equal
-        _erase_below(bits[i:stop], keys[i:stop], mask, np.int64(threshold) + 1)
+        _erase_run(before[i:stop], keys[i:stop], mask, threshold, True, after[i:stop])
         i = stop
-    while i < bits.size and left > 0:
+    while i < before.size and left > 0:
         key = keys[i] & mask
         left -= np.int64(key == threshold)
-        bits[i] = 0 if key <= threshold else bits[i]
+        after[i] = 0 if key <= threshold else before[i]
         i += 1
-    _erase_below(bits[i:], keys[i:], mask, threshold)
+    _erase_run(before[i:], keys[i:], mask, threshold, False, after[i:])
 
 
 @kernel(
-    "void(uint16[:, ::1], uint16[:, ::1], uint16, int64, int64)",
-    "void(uint32[:, ::1], uint32[:, ::1], uint32, int64, int64)",
-    "void(uint16[:, ::1], uint32[:, ::1], uint32, int64, int64)",
+    "void(uint16[:, ::1], uint16[:, ::1], uint16, int64, int64, uint16[:, ::1])",
+    "void(uint32[:, ::1], uint32[:, ::1], uint32, int64, int64, uint32[:, ::1])",
+    "void(uint16[:, ::1], uint32[:, ::1], uint32, int64, int64, uint16[:, ::1])",
 )
-def erase_in_rows(bits: Bits, keys: Bits, mask: Integer, key_bits: Integer, count: Integer) -> None:
-    """Zero the `count` smallest of every row, the first among equals, in place.
+def erase_in_rows(
+    before: Bits, keys: Bits, mask: Integer, key_bits: Integer, count: Integer, after: Bits
+) -> None:
+    """Copy weights, zeroing the `count` smallest of every row, the first among equals.
 
     Args:
-        bits: Bit patterns, [R, W].
+        before: Bit patterns, [R, W].
         keys: What decides, [R, W].
         mask: Which bits of them.
         key_bits: How many bits those are.
         count: How many of each row; at least 1.
+        after: Where they go, [R, W].
     """
-    for row in range(bits.shape[0]):
+    for row in range(before.shape[0]):
         # Halving the range of keys takes a look at the row for every bit, each so fast in vectors
         # that sorting or a histogram would take longer.
         threshold = np.int64(0)
@@ -175,7 +187,7 @@ def erase_in_rows(bits: Bits, keys: Bits, mask: Integer, key_bits: Integer, coun
             if count_below(keys[row], mask, candidate) < count:
                 threshold = candidate
         ties = count - count_below(keys[row], mask, threshold)
-        erase_smallest(bits[row], keys[row], mask, threshold, ties)
+        erase_smallest(before[row], keys[row], mask, threshold, ties, after[row])
 
 
 @kernel("uint64(uint64, uint64)")

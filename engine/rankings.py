@@ -33,7 +33,7 @@ class Ranking(Protocol):
         """Give the keys of a chunk.
 
         Args:
-            bits: Its bit patterns, [R, W].
+            bits: Its bit patterns, [R, W]; they may be the keys themselves.
             chunk: Where it is.
             bench: Memory for the keys, as ``"keys"``.
 
@@ -59,8 +59,8 @@ class Magnitudes:
         return 8 * self.itemsize - 1
 
     def keys(self, bits: Bits, chunk: Chunk, bench: Workbench) -> tuple[Bits, int]:  # noqa: ARG002
-        """Give the keys of a chunk; see `Ranking`."""
-        return _copy(bits, bench), MAGNITUDE[self.itemsize]
+        """Give the chunk itself; see `Ranking`."""
+        return bits, MAGNITUDE[self.itemsize]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class WideMagnitudes:
     def keys(self, bits: Bits, chunk: Chunk, bench: Workbench) -> tuple[Bits, int]:  # noqa: ARG002
         """Give the keys of a chunk; see `Ranking`."""
         if self.kind == float_kernels.F32:
-            return _copy(bits, bench), MAGNITUDE[4]
+            return bits, MAGNITUDE[4]
         keys = bench.take("keys", bits.shape, np.uint32)
         float_kernels.wide_keys(bits.reshape(-1), self.kind, keys.reshape(-1))
         return keys, MAGNITUDE[4]
@@ -127,10 +127,3 @@ def seed_of(seed: int, step: int, name: str) -> int:
     """
     digest = hashlib.blake2b(f"{seed}:{step}:{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _copy(bits: Bits, bench: Workbench) -> Bits:
-    # Loops that know that pruning does not change what decides run in vectors.
-    keys: Bits = bench.take("keys", bits.shape, bits.dtype)
-    np.copyto(keys, bits)
-    return keys

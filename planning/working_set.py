@@ -21,6 +21,8 @@ RUN = 1024
 SCRATCH_BYTES = 3 * RUN * 4
 #: Magnitudes by their place in a group of at most eight, and how many beat each.
 PLANES_BYTES = 2 * 8 * 512 * 4
+#: What the prune steps of a tensor write to in turn, each from what the last one left.
+PRUNED = ("pruned", "pruned again")
 #: Magnitudes of 16-bit floats have 15 bits; longer ones are counted by their upper 16 first.
 NARROW_BINS = 2**15
 WIDE_BINS = 2**16
@@ -101,13 +103,12 @@ def _chunk_buffers(
 ) -> dict[str, int]:
     buffers = {"read": extent.elements * target.itemsize}
     steps = [(i, recipe.steps[i]) for i in target.prune_steps]
-    if steps:
-        has_long_keys = any(
-            (isinstance(step, PruneStep) and step.method == "random") or is_wide(i, recipe, targets)
-            for i, step in steps
-        )
-        buffers["pruned"] = buffers["read"]
-        buffers["keys"] = (4 if has_long_keys else target.itemsize) * extent.elements
+    buffers |= dict.fromkeys(PRUNED[: len(steps)], buffers["read"])
+    if any(
+        (isinstance(step, PruneStep) and step.method == "random") or is_wide(i, recipe, targets)
+        for i, step in steps
+    ):
+        buffers["keys"] = 4 * extent.elements
     if target.groups:
         buffers["planes"] = PLANES_BYTES
     if target.scheme is not None:

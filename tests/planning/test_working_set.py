@@ -37,11 +37,28 @@ def test_every_thread_has_its_own_buffers_and_histograms_are_shared():
 
     assert one.per_thread == four.per_thread
     assert one.per_thread["read"] == one.per_thread["pruned"] == 2**16
+    assert "keys" not in one.per_thread
+    assert "pruned again" not in one.per_thread
     assert one.per_thread["rounded"] == 2**15
     assert one.per_thread["scales"] == 2 * 64
     assert one.shared == {"histograms": 2 * 2**15 * 8}
     assert four.shared == {"histograms": 5 * 2**15 * 8}
     assert four.nbytes == 4 * sum(four.per_thread.values()) + 5 * 2**18
+
+
+def test_steps_that_follow_one_another_take_turns_in_two_buffers_and_draws_need_one_of_their_own():
+    half = {"op": "prune", "sparsity": 0.5}
+    recipe = recipe_of(half, half, {**half, "method": "random"}, W8A8)
+
+    twice = working_set(
+        [target_of((512, 512), prune_steps=(0, 1))], recipe, threads=1, chunk_bytes=2**16
+    )
+    by_chance = working_set(
+        [target_of((512, 512), prune_steps=(0, 1, 2))], recipe, threads=1, chunk_bytes=2**16
+    )
+
+    assert twice.per_thread["pruned"] == twice.per_thread["pruned again"] == 2**16
+    assert by_chance.per_thread.items() - twice.per_thread.items() >= {("keys", 2**17)}
 
 
 @pytest.mark.parametrize("positions", [1, 9])
