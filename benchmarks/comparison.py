@@ -111,7 +111,8 @@ def enter_way(way: Way, rounds: int, model: Path, output: Path) -> Entrant:
 
     def measure(number: int, prepare: Callable[[], None]) -> None:
         try:
-            row.taken.append(watch(way.command(model, output), prepare))
+            command = way.command(model, output)
+            row.taken.append(watch(command, prepare, has_stopwatch=way.has_stopwatch))
             if number == 0:
                 row.output_bytes = sum(path.stat().st_size for path in output.iterdir())
                 row.errors = _judge(way, model, output)

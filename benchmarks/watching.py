@@ -61,12 +61,18 @@ class _Meter:
         self.resident_bytes = max(self.resident_bytes, resident)
 
 
-def watch(command: Sequence[str | Path], prepare: Callable[[], None] = lambda: None) -> Watched:
+def watch(
+    command: Sequence[str | Path],
+    prepare: Callable[[], None] = lambda: None,
+    *,
+    has_stopwatch: bool = True,
+) -> Watched:
     """Run a command and measure it.
 
     Args:
         command: A program, which may tell of its work through a `Stopwatch`.
-        prepare: Called before the program starts, and again when its work is about to begin.
+        prepare: Called when its work is about to begin.
+        has_stopwatch: Whether it tells when that is; else it is when the program starts.
 
     Returns:
         What it took; memory is sampled fifty times a second.
@@ -76,7 +82,8 @@ def watch(command: Sequence[str | Path], prepare: Callable[[], None] = lambda: N
     """
     reading, writing = os.pipe()
     waiting, going = os.pipe()
-    prepare()
+    if not has_stopwatch:
+        prepare()
     with (
         tempfile.TemporaryFile() as errors,
         os.fdopen(reading, "rb", buffering=0) as messages,

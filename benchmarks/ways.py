@@ -36,12 +36,14 @@ class Way:
         command: What to run, given the model and a folder for the output that does not exist yet.
         judge: The interpreter that reads what it writes; None for copies.
         is_peer: Whether it is one of the tools that we compare ourselves with.
+        has_stopwatch: Whether it tells when its work begins and ends.
     """
 
     name: str
     command: Callable[[Path, Path], list[str | Path]]
     judge: Path | None = None
     is_peer: bool = False
+    has_stopwatch: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,12 @@ def copies() -> list[Way]:
     """Give the copies that the file system makes, as they are and until all is on the disk."""
     flushed = 'cp -r "$0" "$1" && sync "$1"/*'
     return [
-        Way(COPY, lambda model, output: ["cp", "-r", model, output]),
-        Way(FLUSHED_COPY, lambda model, output: ["sh", "-c", flushed, model, output]),
+        Way(COPY, lambda model, output: ["cp", "-r", model, output], has_stopwatch=False),
+        Way(
+            FLUSHED_COPY,
+            lambda model, output: ["sh", "-c", flushed, model, output],
+            has_stopwatch=False,
+        ),
     ]
 
 

@@ -51,7 +51,7 @@ stopwatch.end()
     assert watched.cpu_seconds < 0.5
 
 
-def test_the_machine_is_prepared_before_the_program_and_again_before_its_work(tmp_path):
+def test_the_machine_is_prepared_just_before_the_work(tmp_path):
     begun, worked = tmp_path / "begun", tmp_path / "worked"
     program = f"""
 from pathlib import Path
@@ -66,8 +66,18 @@ stopwatch.end()
 
     watch(python(program), lambda: seen.append((begun.exists(), worked.exists())))
 
-    assert seen == [(False, False), (True, False)]
+    assert seen == [(True, False)]
     assert worked.exists()
+
+
+def test_the_machine_is_prepared_before_a_program_that_does_not_tell_when_its_work_begins(tmp_path):
+    begun = tmp_path / "begun"
+    seen = []
+
+    watch(["touch", begun], lambda: seen.append(begun.exists()), has_stopwatch=False)
+
+    assert seen == [False]
+    assert begun.exists()
 
 
 def test_children_count_in_memory_and_in_cpu_time():
