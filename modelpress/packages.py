@@ -17,11 +17,13 @@ from modelpress.errors import UnusableUpload
 CHUNK_BYTES = 4 * 1024**2
 
 # What transformers and its kin read. All else stays at home: code, which the service never runs,
-# pickles, which it never opens, and whatever else lies beside a model, such as optimizer states.
+# pickles beside safetensors, and whatever else lies beside a model, such as optimizer states.
 CHECKPOINT_FILES = (
     "*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 NEVER_SENT = (".*", "*.py")
+#: What holds the weights where there are no safetensors; the service reads them as data.
+STATE_DICTS = "pytorch_model*.bin"
 
 HOW_TO_CONVERT = (
     "Convert a state dict with safetensors.torch.save_file(state_dict, 'model.safetensors'), or a "
@@ -86,20 +88,26 @@ def package_model(path: Path) -> Package:
     """Prepare a model for its upload, without reading its tensors.
 
     Args:
-        path: A ``.safetensors`` file, a ``.tar`` or ``.zip`` of a folder, or the folder itself,
+        path: A ``.safetensors`` or ``.pt`` file, a ``.tar`` or ``.zip`` of a folder, or the folder,
             of which only the files at its top that belong to a checkpoint are taken.
 
     Returns:
         The package. For a folder it is a tar, equal for equal names and contents.
 
     Raises:
-        UnusableUpload: There is nothing at the path, or no safetensors file in the folder.
+        UnusableUpload: There is nothing at the path, or the folder holds neither safetensors nor
+            ``pytorch_model*.bin``.
     """
     if not path.is_dir():
         return package_file(path)
     files = checkpoint_files(path)
     if not any(file.suffix == ".safetensors" for file in files):
-        raise UnusableUpload(f"{path} holds no .safetensors file. {HOW_TO_CONVERT}")
+        state_dicts = [file for file in path.glob(STATE_DICTS) if file.is_file()]
+        if not state_dicts:
+            raise UnusableUpload(
+                f"{path} holds no .safetensors file and no {STATE_DICTS}. {HOW_TO_CONVERT}"
+            )
+        files = sorted([*files, *state_dicts])
     return _tar(str(path), files)
 
 

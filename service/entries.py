@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from jobs.problems import Problem
-from service.formats import HOW_TO_CONVERT, unsupported
 
 MAX_ENTRIES = 4096
 _MAX_PATH_BYTES = 512
@@ -12,7 +11,8 @@ _MAX_DEPTH = 8
 
 _KEPT_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".md")
 _KEPT_NAMES = re.compile(r"(LICENSE|NOTICE).*")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: Files that torch.save may have written.
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class Entries:
@@ -27,7 +27,7 @@ class Entries:
         #: Paths of the files that are not stored.
         self.ignored: list[str] = []
         self._folder = folder
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._count = 0
         self._bytes = 0
         self._kept: list[str] = []
@@ -75,28 +75,33 @@ class Entries:
             return None
         return self._keep(path, nbytes)
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Lift the files out of the one folder that holds them all, if there is one.
 
-        Raises:
-            Problem: `unsupported_format`: there are pickles but no safetensors.
+        Returns:
+            Whether the weights are still what torch.save wrote. Where there are safetensors, such
+            files are removed.
         """
         has_weights = any(path.endswith(".safetensors") for path in self._kept)
-        pickles = [path for path in self.ignored if path.endswith(_PICKLES)]
-        if pickles and not has_weights:
-            raise unsupported(f"an archive of pickles, such as {pickles[0]}", HOW_TO_CONVERT)
+        pickles = [path for path in self._kept if path.endswith(PICKLE_SUFFIXES)]
+        if has_weights:
+            for path in pickles:
+                (self._folder / path).unlink()
+                self._kept.remove(path)
+            self.ignored += pickles
         tops = {path.partition("/")[0] for path in self._kept}
         if len(tops) == 1 and all("/" in path for path in self._kept):
             lifted = self._folder.with_name("lifted")
             (self._folder / tops.pop()).rename(lifted)
             self._folder.rmdir()
             lifted.rename(self._folder)
+        return bool(pickles) and not has_weights
 
     def _keep(self, path: str, nbytes: int) -> Path:
         self._bytes += nbytes
-        if self._bytes > self._max_bytes:
+        if self._bytes > self.max_bytes:
             raise Problem(
-                "too_large", f"The files in the archive have more than {self._max_bytes} bytes."
+                "too_large", f"The files in the archive have more than {self.max_bytes} bytes."
             )
         self._kept.append(path)
         target = self._folder / path
@@ -132,4 +137,6 @@ def _is_kept(path: str) -> bool:
     # macOS puts a hidden ._name beside every file.
     if name.startswith("."):
         return False
-    return name.endswith(_KEPT_SUFFIXES) or _KEPT_NAMES.fullmatch(name) is not None
+    return (
+        name.endswith(_KEPT_SUFFIXES + PICKLE_SUFFIXES) or _KEPT_NAMES.fullmatch(name) is not None
+    )

@@ -72,8 +72,8 @@ def unsupported(what: str, advice: str) -> Problem:
     """
     return Problem(
         "unsupported_format",
-        f"The upload is {what}. Accepted are .safetensors files, and .tar or .zip archives of "
-        f"them. {advice}",
+        f"The upload is {what}. Accepted are .safetensors files, .tar or .zip archives of them, "
+        f"and state dicts written by torch.save. {advice}",
     )
 
 
@@ -84,22 +84,20 @@ def refuse_foreign_zip(names: list[str]) -> None:
         names: Of the zip's entries.
 
     Raises:
-        Problem: `unsupported_format`: torch.save, TorchScript, torch.export or npz.
+        Problem: `unsupported_format`: TorchScript, torch.export or npz.
     """
     ends = {name.rsplit("/", 1)[-1] for name in names}
     if "constants.pkl" in ends:
         raise unsupported("a TorchScript program", HOW_TO_CONVERT)
     if "serialized_exported_program.json" in ends or "archive_format" in ends:
         raise unsupported("a torch.export program", HOW_TO_CONVERT)
-    if "data.pkl" in ends:
-        raise unsupported("a pickle written by torch.save", HOW_TO_CONVERT)
     if names and all(name.endswith(".npy") for name in names):
         raise unsupported("a NumPy .npz archive", HOW_TO_CONVERT)
 
 
 def _refuse_known(start: bytes) -> None:
     if start[0] == 0x80 and len(start) > 1 and start[1] in range(2, 6):
-        raise unsupported("a Python pickle, such as torch.save writes", HOW_TO_CONVERT)
+        raise unsupported("a Python pickle, such as torch.save wrote before 1.6", HOW_TO_CONVERT)
     # An ONNX file is a protobuf: field 1 is its IR version, one of the next is text or a graph.
     if start[0] == 0x08 and len(start) > 2 and 0 < start[1] < 32 and start[2] in b"\x12\x1a\x3a":
         raise unsupported("an ONNX file", HOW_TO_CONVERT)

@@ -14,8 +14,10 @@ from jobs.problems import Problem
 from service.entries import Entries
 from service.formats import SNIFF_BYTES, sniff
 from service.receive import CHUNK_BYTES
+from service.state_dict import convert, is_torch_save
+from service.state_dict_folder import convert_folder
 from service.tar_archive import unpack_tar
-from service.zip_archive import unpack_zip
+from service.zip_archive import open_zip, unpack_zip
 
 Pieces = Iterable[bytes | memoryview]
 
@@ -105,11 +107,11 @@ def receive_model(pieces: Pieces, staged: Path, max_extracted: int) -> Received:
         if container == "tar":
             unpack_tar(source.read, entries)
         else:
-            _write(source.pieces(), staged / "upload.zip")
-            unpack_zip(staged / "upload.zip", entries)
-            (staged / "upload.zip").unlink()
-        entries.finish()
-        ignored = entries.ignored
+            ignored = _unzip(source, staged, entries)
+        is_torch_saved = entries.finish()
+        ignored += entries.ignored
+        if is_torch_saved:
+            ignored += convert_folder(files, max_extracted)
     checkpoint = open_checkpoint(files)
     meta = {
         **_common("mdl_", source),
@@ -138,6 +140,20 @@ def receive_dataset(pieces: Pieces, staged: Path) -> Received:
     if not source.nbytes:
         raise Problem("empty_upload", "The upload has no bytes.")
     return Received(source.digest, _common("ds_", source))
+
+
+def _unzip(source: _Source, staged: Path, entries: Entries) -> list[str]:
+    path = staged / "upload.zip"
+    _write(source.pieces(), path)
+    ignored: list[str] = []
+    with open_zip(path) as archive:
+        if is_torch_save(archive):
+            target = staged / "files" / SINGLE_NAME
+            ignored = convert(archive, path, target, entries.max_bytes)
+        else:
+            unpack_zip(archive, entries)
+    path.unlink()
+    return ignored
 
 
 def require_space(folder: Path, nbytes: int | None) -> None:

@@ -7,6 +7,8 @@ the difference. Here both must agree, byte for byte of the file, or the zip is r
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
@@ -45,16 +47,19 @@ class _Guarded:
         return data
 
 
-def unpack_zip(path: Path, entries: Entries) -> None:
-    """Unpack a zip.
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip whose directory and records agree; what cannot be read in it is a problem too.
 
     Args:
         path: The zip.
-        entries: Where the files go.
+
+    Yields:
+        The zip.
 
     Raises:
-        Problem: `invalid_archive`, `unsafe_archive`, `too_large`, or `unsupported_format` where
-            the zip is a format of its own.
+        Problem: `invalid_archive`, `unsafe_archive`, or `unsupported_format` where the zip is a
+            format of its own.
     """
     try:
         with (
@@ -66,10 +71,24 @@ def unpack_zip(path: Path, entries: Entries) -> None:
                 raise Problem("unsafe_archive", f"The zip has more than {MAX_ENTRIES} entries.")
             refuse_foreign_zip([member.filename for member in members])
             check_records(path, archive.start_dir, members)
-            for member in members:
-                _store(archive, member, entries)
+            yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
         raise Problem("invalid_archive", f"The zip cannot be read: {error}.") from error
+
+
+def unpack_zip(archive: zipfile.ZipFile, entries: Entries) -> None:
+    """Unpack a zip.
+
+    Args:
+        archive: The zip, from `open_zip`.
+        entries: Where the files go.
+
+    Raises:
+        Problem: `unsafe_archive`, `too_large`.
+        BadZipFile: It is damaged.
+    """
+    for member in archive.infolist():
+        _store(archive, member, entries)
 
 
 def _store(archive: zipfile.ZipFile, member: zipfile.ZipInfo, entries: Entries) -> None:

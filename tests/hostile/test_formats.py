@@ -38,7 +38,7 @@ CASES = {
     "a pickle of protocol 5": (pickle.dumps(Trap(), 5), "pickle"),
     "a legacy torch.save": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + bytes(600), "pickle"),
     "a pickle in text": (pickle.dumps(Trap(), 0), "no format"),
-    "torch.save": (torch_zip(), "torch.save"),
+    "a torch.save of no state dict": (torch_zip(), "posix.system"),
     "TorchScript": (torch_zip("constants.pkl", "code/__torch__.py"), "TorchScript"),
     "torch.export": (
         zip_of("model/archive_format", "model/models/model.json", "model/data/weights/0"),

@@ -35,6 +35,19 @@ def test_a_folder_is_packed_without_code_pickles_and_hidden_files(model_folder):
     assert names == SENT
 
 
+def test_a_folder_without_safetensors_is_packed_with_its_state_dicts_alone(model_folder):
+    (model_folder / "model.safetensors").unlink()
+    (model_folder / "pytorch_model.bin").unlink()
+    for name in ("pytorch_model-00001-of-00002.bin", "training_args.bin", "optimizer.pt"):
+        (model_folder / name).write_bytes(b"PK")
+
+    with tarfile.open(fileobj=io.BytesIO(packed(model_folder))) as tar:
+        names = tar.getnames()
+
+    kept = [name for name in SENT if name != "model.safetensors"]
+    assert names == sorted([*kept, "pytorch_model-00001-of-00002.bin"])
+
+
 def test_owner_time_and_permissions_do_not_change_the_digest(model_folder):
     before = package_model(model_folder).digest()
 
@@ -78,6 +91,7 @@ def test_a_file_is_sent_as_it_is(model_file):
 
 def test_a_folder_without_safetensors_is_refused_with_the_way_to_convert(model_folder):
     (model_folder / "model.safetensors").unlink()
+    (model_folder / "pytorch_model.bin").unlink()
 
     with pytest.raises(UnusableUpload, match=r"no \.safetensors file.*save_file"):
         package_model(model_folder)
