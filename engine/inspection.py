@@ -225,12 +225,19 @@ def _kind(module: object) -> str:
     return next((name for name in ("Linear", "Embedding") if name in ancestors), ancestors[0])
 
 
+def _limit(kind: int, value: int) -> None:
+    _, most = resource.getrlimit(kind)
+    # Whoever started this may have less to give.
+    value = value if most == resource.RLIM_INFINITY else min(value, most)
+    resource.setrlimit(kind, (value, value))
+
+
 def main() -> None:
     """Read a config from standard input and write what its model says to standard output."""
     end_with_parent(os.getppid())
-    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    _limit(resource.RLIMIT_CPU, _SECONDS)
     # Data, not address space: CUDA builds of torch map gigabytes of code that take no memory.
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
+    _limit(resource.RLIMIT_DATA, _MEMORY_BYTES)
     # Whatever a library prints must not mix with the answer.
     with contextlib.redirect_stdout(sys.stderr):
         answer = _describe(**json.load(sys.stdin))

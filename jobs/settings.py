@@ -57,6 +57,11 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto", pattern="^(auto|cpu|cuda)$", description="Where a worker computes: auto, cpu, cuda."
     )
+    sandbox: str = Field(
+        "auto",
+        pattern="^(auto|bwrap|none)$",
+        description="Around each runner: `bwrap`, `none`, or `auto` for the first where it works.",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field("json", pattern="^(json|console)$", description="json or console.")
 

@@ -1,7 +1,7 @@
 """The documents that the service answers with and reads, as the contract publishes them."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -124,7 +124,9 @@ class Capabilities(_Answer):
     formats_out: dict[str, str] = Field(description="Name and explanation.")
     steps: dict[str, Any] = Field(description="JSON schema of each kind of step, by its op.")
     limits: Limits
-    sandbox: str = Field(description="`none`: formats that can carry code are refused.")
+    sandbox: Literal["bwrap", "none", "unknown"] = Field(
+        description="What is around each job's process; `unknown` until a worker has said so."
+    )
     idempotency_ttl_seconds: int = Field(description="How long an Idempotency-Key is remembered.")
 
 

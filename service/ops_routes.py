@@ -2,10 +2,13 @@
 
 import tempfile
 from importlib import metadata
+from typing import Literal
 
 import structlog
 from flask import Blueprint, Response, jsonify
+from redis.exceptions import RedisError
 
+from jobs.levels import read_levels
 from jobs.problems import Problem
 from jobs.recipe import PruneStep, QuantizeStep
 from jobs.store import IDEMPOTENCY_SECONDS
@@ -22,6 +25,7 @@ _FORMATS_IN = {
     "safetensors": "One .safetensors file.",
     "sharded-safetensors": "A .tar or .zip of shards and their model.safetensors.index.json.",
     "transformers": "A .tar or .zip of either with its config.json.",
+    "state-dict": "A state dict written by torch.save; it is read as data and never unpickled.",
 }
 _FORMATS_OUT = {
     "compressed-tensors": "A transformers folder that transformers and vLLM open; "
@@ -56,10 +60,20 @@ def show_capabilities() -> Response:
             max_recipe_bytes=MAX_TEXT_BYTES,
             max_wait_seconds=MAX_WAIT_SECONDS,
         ),
-        sandbox="none",
+        sandbox=_sandbox_level(),
         idempotency_ttl_seconds=IDEMPOTENCY_SECONDS,
     )
     return jsonify(document.model_dump(mode="json"))
+
+
+def _sandbox_level() -> Literal["bwrap", "none", "unknown"]:
+    try:
+        has_sandbox = read_levels(parts().store.redis).get("has_sandbox")
+    except RedisError:
+        return "unknown"
+    if has_sandbox is None:
+        return "unknown"
+    return "bwrap" if has_sandbox else "none"
 
 
 @routes.get("/livez")

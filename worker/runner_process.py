@@ -15,7 +15,10 @@ from typing import Any, Literal
 
 import psutil
 
+from jobs.problems import Problem
+from worker.confinement import Bounds
 from worker.runner import Order
+from worker.sandbox import Sandbox
 
 #: What a runner may inherit: where programs and libraries are, and nothing secret.
 _ENVIRONMENT = (
@@ -46,6 +49,19 @@ class Message:
 
     kind: Literal["progress", "problem", "done", "exit"]
     value: Any
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a runner and what it started hold.
+
+    Attributes:
+        processes: How many they are.
+        resident_bytes: Their resident memory together.
+    """
+
+    processes: int
+    resident_bytes: int
 
 
 class Template:
@@ -95,40 +111,52 @@ class Template:
                 self._idle_bytes = int(self._receive()["idle_bytes"])
         return self._idle_bytes
 
-    def start_runner(self, order: Order) -> "Runner":
+    def start_runner(self, order: Order, bounds: Bounds, sandbox: Sandbox | None) -> "Runner":
         """Fork a runner for an order.
 
         Args:
             order: The job.
+            bounds: What the kernel lets it have.
+            sandbox: Where it works, closed with the runner; None for where we are.
 
         Returns:
             The running runner.
 
         Raises:
             TemplateDiedError: There is no template to fork from.
+            Problem: `sandbox_unavailable`: the sandbox cannot be entered.
         """
         self.idle_bytes()
         reading, writing = os.pipe()
+        descriptors = [writing] if sandbox is None else [writing, sandbox.pidfd]
         try:
-            message = json.dumps(asdict(order)).encode()
-            socket.send_fds(self._control, [message], [writing])
+            message = json.dumps({"order": asdict(order), "bounds": asdict(bounds)}).encode()
+            socket.send_fds(self._control, [message], descriptors)
         except OSError as error:
             os.close(reading)
             raise TemplateDiedError(str(error)) from error
         finally:
             os.close(writing)
         try:
-            pid = self._receive()["pid"]
-        except TemplateDiedError:
+            return Runner(self._receive_pid(), reading, self._control, sandbox)
+        except (TemplateDiedError, Problem):
             os.close(reading)
             raise
-        return Runner(pid, reading, self._control)
 
     def stop(self) -> None:
         """End the template; a runner of it dies with it."""
         self._control.close()
         self._process.kill()
         self._process.wait()
+
+    def _receive_pid(self) -> int:
+        answer = self._receive()
+        if "refused" in answer:
+            detail = f"The sandbox cannot be entered: {answer['refused']}."
+            raise Problem("sandbox_unavailable", detail)
+        if "pid" not in answer:
+            raise TemplateDiedError(f"no runner came to be: {answer}")
+        return int(answer["pid"])
 
     def _receive(self) -> dict[str, Any]:
         try:
@@ -148,10 +176,14 @@ class Runner:
         pid: Its process, which leads its own session.
         pipe: The read end of its pipe.
         control: The template's socket, which tells its exit status.
+        sandbox: Where it works; None for where we are.
     """
 
-    def __init__(self, pid: int, pipe: int, control: socket.socket) -> None:
+    def __init__(
+        self, pid: int, pipe: int, control: socket.socket, sandbox: Sandbox | None = None
+    ) -> None:
         self.pid = pid
+        self._sandbox = sandbox
         self._pipe = pipe
         self._control = control
         self._buffer = b""
@@ -193,6 +225,9 @@ class Runner:
         Raises:
             TemplateDiedError: The template died, and the runner with it.
         """
+        if self._sandbox is not None:
+            self._sandbox.close()
+            return self._exit_code()
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -201,20 +236,21 @@ class Runner:
                 os.kill(self.pid, signal.SIGKILL)
         return self._exit_code()
 
-    def resident_bytes(self) -> int:
-        """Give the resident memory of the runner and of what it started."""
-        total = 0
-        try:
+    def usage(self) -> Usage:
+        """Count the processes of the runner, itself and what it started, and their memory."""
+        processes, resident_bytes = 0, 0
+        with contextlib.suppress(psutil.NoSuchProcess):
             runner = psutil.Process(self.pid)
             for process in (runner, *runner.children(recursive=True)):
-                total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            pass
-        return total
+                processes += 1
+                resident_bytes += process.memory_info().rss
+        return Usage(processes, resident_bytes)
 
     def close(self) -> None:
-        """Close the pipe."""
+        """Close the pipe, and the sandbox with whatever the runner left in it."""
         os.close(self._pipe)
+        if self._sandbox is not None:
+            self._sandbox.close()
 
     def _exit_code(self) -> int:
         try:

@@ -37,7 +37,8 @@ from worker.collect import measuring, read_report, read_verification, seal_artif
 from worker.endings import Endings
 from worker.lease import Lease
 from worker.runner import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME, Order
-from worker.runner_process import Runner, Template, TemplateDiedError
+from worker.runner_process import Runner, TemplateDiedError
+from worker.runners import Runners, most_written_bytes
 
 _log = structlog.get_logger(__name__)
 
@@ -58,7 +59,14 @@ class Supervisor:
         blobs: The blob store.
         celery: Where to ring when a job goes back to the queue.
         drain: A descriptor that becomes readable when the worker is to shut down.
+
+    Attributes:
+        runners: What starts its runners.
+        name: Its own, as the records of jobs show it.
     """
+
+    runners: Runners
+    name: str
 
     def __init__(
         self,
@@ -72,16 +80,16 @@ class Supervisor:
         self._store = store
         self._blobs = blobs
         self._drain = drain
-        self._device = choose_device(settings.device)
-        self._template = Template(self._device)
+        device = choose_device(settings.device)
+        self.runners = Runners(device, settings.sandbox, blobs.root)
         self._checksums = Checksums(blobs)
         self._endings = Endings(store, blobs, celery, self._checksums)
-        self.name = f"{socket.gethostname()}:{self._template.pid}"
+        self.name = f"{socket.gethostname()}:{self.runners.template_pid}"
         threading.Thread(target=self._announce, name="announce", daemon=True).start()
 
     def stop(self) -> None:
         """End the template and finish what is being hashed."""
-        self._template.stop()
+        self.runners.stop()
         self._checksums.stop()
 
     def _announce(self) -> None:
@@ -89,9 +97,10 @@ class Supervisor:
         threads = min(len(os.sched_getaffinity(0)), MOST_THREADS)
         with contextlib.suppress(TemplateDiedError):
             levels = {
-                "idle_bytes": self._template.idle_bytes(),
+                "idle_bytes": self.runners.idle_bytes(),
                 "threads": threads,
-                "has_device": int(self._device == "cuda"),
+                "has_device": int(self.runners.device == "cuda"),
+                "has_sandbox": int(self.runners.level != "none"),
             }
             try:
                 publish_levels(self._store.redis, levels)
@@ -153,11 +162,13 @@ class Supervisor:
             model_folder=str(self._blobs.files("models", digest)),
             work_folder=str(work),
             recipe=job.recipe.model_dump(mode="json"),
-            device=self._device,
+            device=self.runners.device,
             idle_bytes=levels.idle_bytes,
         )
-        runner = self._start_runner(order)
-        limits = self._limits(job.recipe.budget)
+        budget = job.recipe.budget
+        runner = self._start_runner(order, budget)
+        # After it was started: what comes before, such as the worker's own start, is not the job's.
+        limits = self._limits(budget, order)
         outcome = watch(runner, lease, limits, self._drain)
         if outcome.kind != "done":
             return outcome
@@ -165,7 +176,8 @@ class Supervisor:
         verifying = replace(order, task="verify")
         with measuring(work / ARTIFACT_NAME, partial(self._go_on, lease)) as measured:
             # A second process, which knows nothing of the first but what that left on the disk.
-            outcome = watch(self._start_runner(verifying), lease, limits, self._drain)
+            runner = self._start_runner(verifying, budget)
+            outcome = watch(runner, lease, limits, self._drain)
             if outcome.kind != "done":
                 return outcome
             artifact = seal_artifact(work / ARTIFACT_NAME, _about(job), measured.result())
@@ -197,21 +209,20 @@ class Supervisor:
         if stopped is not None:
             raise _Stopped(stopped)
 
-    def _limits(self, budget: Budget) -> Limits:
-        most = self._settings.max_runtime_seconds
-        return Limits(min(budget.runtime or most, most), budget.host_memory)
+    def _limits(self, budget: Budget, order: Order) -> Limits:
+        return Limits(
+            runtime_seconds=self._runtime_seconds(budget),
+            host_memory_bytes=budget.host_memory,
+            work_folder=Path(order.work_folder),
+            disk_bytes=most_written_bytes(Path(order.model_folder)),
+        )
 
-    def _start_runner(self, order: Order) -> Runner:
-        try:
-            return self._template.start_runner(order)
-        except TemplateDiedError as error:
-            _log.warning("template_restarted", error=str(error))
-            self._template.stop()
-            self._template = Template(self._device)
-        try:
-            return self._template.start_runner(order)
-        except TemplateDiedError as error:
-            raise Problem("runner_died", f"No runner could be started: {error}.") from error
+    def _runtime_seconds(self, budget: Budget) -> float:
+        most = self._settings.max_runtime_seconds
+        return min(budget.runtime or most, most)
+
+    def _start_runner(self, order: Order, budget: Budget) -> Runner:
+        return self.runners.start(order, self._runtime_seconds(budget), budget.host_memory)
 
     def _deliver(
         self, job: Job, token: int, work: Path, artifact: Artifact, report: Report

@@ -4,8 +4,11 @@ Importing the core and loading its compiled kernels takes most of a second; a fo
 milliseconds. The template never opens a model, so nothing of one job can reach the next, and it
 touches no CUDA, which a fork would not survive. It has no network credentials in its environment.
 
+Between the template and the runner stands an agent, a fork that enters the sandbox of the job: the
+first process in there can only be a child of one that has.
+
 Control messages are datagrams on one socket pair: an order comes in with the write end of the
-job's pipe, the runner's pid goes out, then its exit status.
+job's pipe and the sandbox, the runner's pid goes out, then its exit status.
 """
 
 import gc
@@ -13,14 +16,18 @@ import json
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from engine.memory import resident_bytes
 from jobs.parent_death import end_with_parent
+from worker.confinement import Bounds, enter, give_up_power, limit
 
 MAX_ORDER_BYTES = 4 * 1024**2
+#: What a runner's libraries read only when they are first used.
+_KEPT_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES"}
 
 
 def serve(control: socket.socket, parent_pid: int, device: str) -> None:
@@ -39,21 +46,24 @@ def serve(control: socket.socket, parent_pid: int, device: str) -> None:
     # What was imported stays for good: keep the collector of every runner from touching those
     # pages, which would copy them.
     gc.freeze()
-    control.send(json.dumps({"ready": True, "idle_bytes": _measure_idle()}).encode())
+    _tell(control, {"ready": True, "idle_bytes": _measure_idle()})
     while True:
-        data, descriptors, _, _ = socket.recv_fds(control, MAX_ORDER_BYTES, 1)
+        data, descriptors, _, _ = socket.recv_fds(control, MAX_ORDER_BYTES, 2)
         if not data:
             return
-        order = Order(**json.loads(data))
+        message = json.loads(data)
+        bounds = Bounds(**message["bounds"])
+        work = partial(run, Order(**message["order"]), descriptors[0])
         template_pid = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            control.close()
-            _be_runner(template_pid, partial(run, order, descriptors[0]))
-        os.close(descriptors[0])
-        control.send(json.dumps({"pid": pid}).encode())
-        _, status = os.waitpid(pid, 0)
-        control.send(json.dumps({"exit": os.waitstatus_to_exitcode(status)}).encode())
+        agent = os.fork()
+        if agent == 0:
+            _be_agent(control, template_pid, descriptors, bounds, work)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        _, status = os.waitpid(agent, 0)
+        if status != 0:
+            # It could not say how the runner ended, or whether there was one.
+            _tell(control, {"exit": os.waitstatus_to_exitcode(status)})
 
 
 def _measure_idle() -> int:
@@ -70,14 +80,60 @@ def _measure_idle() -> int:
     return int(measured)
 
 
-def _be_runner(template_pid: int, work: Callable[[], None]) -> NoReturn:
+def _be_agent(
+    control: socket.socket,
+    template_pid: int,
+    descriptors: list[int],
+    bounds: Bounds,
+    work: Callable[[], None],
+) -> NoReturn:
     code = 1
     try:
-        # Who leads a session is tied to the template's life already.
+        pipe, *sandbox = descriptors
+        parent_pid = os.getpid()
+        if sandbox:
+            enter(sandbox[0])
+            os.close(sandbox[0])
+            # In there nobody outside has a number.
+            parent_pid = 0
+        # Entering undid what was asked for before.
         end_with_parent(template_pid)
+        runner = os.fork()
+        if runner == 0:
+            control.close()
+            _be_runner(parent_pid, bounds, work)
+        os.close(pipe)
+        _tell(control, {"pid": runner})
+        _, status = os.waitpid(runner, 0)
+        _tell(control, {"exit": os.waitstatus_to_exitcode(status)})
+        code = 0
+    except OSError as error:
+        _tell(control, {"refused": str(error)})
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+    control.send(json.dumps(message).encode())
+
+
+def _be_runner(parent_pid: int, bounds: Bounds, work: Callable[[], None]) -> NoReturn:
+    code = 1
+    try:
+        if parent_pid == 0:
+            give_up_power()
+        # Who leads a session is tied to the agent's life already.
+        end_with_parent(parent_pid)
         os.setsid()
+        limit(bounds)
+        for name in set(os.environ) - _KEPT_ENVIRONMENT:
+            del os.environ[name]
         work()
         code = 0
+    except OSError:
+        # It could not be confined, and has done nothing.
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

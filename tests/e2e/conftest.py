@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +51,15 @@ class Stack:
         return None
 
     def runner(self) -> psutil.Process | None:
-        """Give the runner at work: the template's child, which it was forked as."""
+        """Give the runner at work: the child of the template's agent."""
         template = self.find("worker.template")
-        children = template.children() if template else []
-        return children[0] if children else None
+        agents = template.children() if template else []
+        for agent in agents:
+            # It may have just ended.
+            with suppress(psutil.NoSuchProcess):
+                for runner in agent.children():
+                    return runner
+        return None
 
     def job(self, job_id: str) -> dict:
         return httpx.get(f"{self.url}/jobs/{job_id}", timeout=70).raise_for_status().json()

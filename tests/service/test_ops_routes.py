@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from jobs.levels import publish_levels
 from jobs.problems import CATALOGUE
 from jobs.settings import Settings
 from service import create_app
@@ -38,9 +39,17 @@ def test_capabilities_name_what_there_is(client):
     document = client.get("/capabilities").json
 
     assert set(document["steps"]) == {"prune", "quantize"}
-    assert document["sandbox"] == "none"
+    assert document["sandbox"] == "unknown"
+    assert "state-dict" in document["formats_in"]
     assert document["limits"]["max_wait_seconds"] == 60
     assert document["idempotency_ttl_seconds"] == 7 * 86400
+
+
+@pytest.mark.parametrize(("has_sandbox", "level"), [(0, "none"), (1, "bwrap")])
+def test_capabilities_tell_the_sandbox_that_workers_have(client, store, has_sandbox, level):
+    publish_levels(store.redis, {"has_sandbox": has_sandbox})
+
+    assert client.get("/capabilities").json["sandbox"] == level
 
 
 def test_metrics_count_requests_by_route_and_jobs_by_state(client, job_id):

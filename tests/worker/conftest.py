@@ -80,10 +80,10 @@ class Workshop:
     def runner(self) -> psutil.Process:
         """Wait until a runner is at work, and give it."""
         # Before it is ready, the template forks a process that measures itself.
-        self.supervisor._template.idle_bytes()
-        template = psutil.Process(self.supervisor._template.pid)
+        self.supervisor.runners.idle_bytes()
+        template = psutil.Process(self.supervisor.runners.template_pid)
         while True:
-            for process in template.children():
+            for process in template.children(recursive=True):
                 # Until it leads a session, it would outlive its template.
                 with contextlib.suppress(ProcessLookupError):
                     if os.getsid(process.pid) == process.pid:

@@ -1,5 +1,98 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
 from jobs.job import Progress
-from worker.attempt import Pace
+from worker.attempt import Limits, Pace, watch
+from worker.lease import Lease
+from worker.runner_process import Runner
+
+
+class Held:
+    """A lease that nobody takes away."""
+
+    verdict = None
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe()
+
+    def fileno(self) -> int:
+        return self._reading
+
+    def tell(self, progress) -> None:
+        pass
+
+    def close(self) -> None:
+        os.close(self._reading)
+        os.close(self._writing)
+
+
+@pytest.fixture
+def lease() -> Lease:
+    held = Held()
+    yield held
+    held.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a program as a runner, in a session of its own, whose end is told as an agent would."""
+    started = []
+
+    def act(code: str) -> tuple[Runner, subprocess.Popen]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reading, writing = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, start_new_session=True, pass_fds=[writing]
+        )
+        os.close(writing)
+
+        def tell() -> None:
+            theirs.send(json.dumps({"exit": process.wait()}).encode())
+
+        thread = threading.Thread(target=tell)
+        thread.start()
+        started.append((thread, ours, theirs))
+        return Runner(process.pid, reading, ours), process
+
+    yield act
+    for thread, ours, theirs in started:
+        thread.join()
+        ours.close()
+        theirs.close()
+
+
+def limits(folder: Path, **changed) -> Limits:
+    roomy = {"runtime_seconds": 60.0, "host_memory_bytes": None, "disk_bytes": 10**9}
+    return Limits(**(roomy | changed), work_folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os, time; [os.fork() for _ in range(7)]; time.sleep(60)", "processes"),
+        ("open('big', 'wb').write(bytes(2 * 10**6)); import time; time.sleep(60)", "bytes"),
+        (
+            "for i in range(10_002): open(str(i), 'w')\nimport time; time.sleep(60)",
+            "bytes",
+        ),
+    ],
+    ids=["too many processes", "too many bytes", "too many files"],
+)
+def test_a_runner_that_takes_more_than_any_job_needs_is_stopped(start, lease, tmp_path, code, said):
+    runner, process = start(code)
+
+    outcome = watch(runner, lease, limits(tmp_path, disk_bytes=10**6), None)
+
+    assert (outcome.kind, outcome.problem.code) == ("failed", "runner_overreached")
+    assert said in outcome.problem.detail
+    assert process.wait() < 0
 
 
 def at(done, phase="compress"):

@@ -1,8 +1,10 @@
+import contextlib
 import errno
 import filecmp
 import hashlib
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -287,9 +289,32 @@ def test_a_result_that_another_attempt_published_is_kept(workshop):
     assert workshop.blobs.read_result(job_id) == theirs
 
 
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_runners_work_in_a_sandbox_and_hold_nothing_but_their_pipe_and_files(workshop):
+    job_id = workshop.submit(workshop.large_model())
+    seen = {}
+
+    def look(runner):
+        for kind in ("net", "pid", "mnt", "user", "ipc"):
+            seen[kind] = os.readlink(f"/proc/{runner.pid}/ns/{kind}")
+        for name in os.listdir(f"/proc/{runner.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                seen[int(name)] = os.readlink(f"/proc/{runner.pid}/fd/{name}")
+
+    workshop.while_running(job_id, look)
+
+    assert workshop.store.get(job_id).state == "succeeded"
+    assert workshop.supervisor.runners.level == "bwrap"
+    for kind in ("net", "pid", "mnt", "user", "ipc"):
+        assert seen.pop(kind) != os.readlink(f"/proc/self/ns/{kind}")
+    held = [target for number, target in seen.items() if number > 2]
+    assert sum(target.startswith("pipe:") for target in held) == 1
+    assert all(target.startswith(("pipe:", str(workshop.blobs.root))) for target in held), held
+
+
 def test_nothing_is_left_running_when_the_supervisor_stops(workshop):
     other = Supervisor(workshop.settings, workshop.store, workshop.blobs, workshop.celery)
-    template = psutil.Process(other._template.pid)
+    template = psutil.Process(other.runners.template_pid)
 
     other.stop()
 
@@ -418,7 +443,7 @@ def test_a_disk_that_is_full_fails_the_job_and_keeps_no_scratch(workshop, monkey
 
 
 def test_a_ctrl_c_in_the_terminal_reaches_no_template(workshop):
-    assert os.getpgid(workshop.supervisor._template.pid) != os.getpgid(0)
+    assert os.getpgid(workshop.supervisor.runners.template_pid) != os.getpgid(0)
 
 
 def test_the_device_is_chosen_without_torch():

@@ -1,0 +1,136 @@
+"""Starts runners: each a fork of the warm template, each in a sandbox of its own."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import structlog
+
+from jobs.problems import Problem
+from worker.confinement import Bounds
+from worker.runner import ARTIFACT_NAME, Order
+from worker.runner_process import Runner, Template, TemplateDiedError
+from worker.sandbox import Level, Place, Sandbox, find_level
+
+_log = structlog.get_logger(__name__)
+
+#: Threads count too where the kernel counts.
+_MOST_THREADS = 256
+#: A runner's files beside the weights: its report has a row for each tensor.
+_SMALL_FILES_BYTES = 256 * 1024**2
+#: What libraries map and never use, which counts where the kernel limits a process's memory.
+_MAPPED_BYTES = 2 * 1024**3
+
+
+class Runners:
+    """The template and the sandboxes of one supervisor.
+
+    Args:
+        device: Where runners compute.
+        sandbox: The setting: `auto`, `bwrap` or `none`.
+        hidden: The data folder, of which a runner sees its own job's part alone.
+
+    Attributes:
+        device: Where runners compute.
+        level: The level of sandbox in force.
+
+    Raises:
+        Problem: `sandbox_unavailable`: `bwrap` is wanted, and does not work.
+    """
+
+    device: Literal["cpu", "cuda"]
+    level: Level
+
+    def __init__(self, device: Literal["cpu", "cuda"], sandbox: str, hidden: Path) -> None:
+        self.device = device
+        self.level = find_level(sandbox)
+        self._hidden = hidden
+        self._template = Template(device)
+        _log.info("sandbox", level=self.level)
+
+    @property
+    def template_pid(self) -> int:
+        """The template's process."""
+        return self._template.pid
+
+    def idle_bytes(self) -> int:
+        """Give the resident memory of a fresh runner; see `Template.idle_bytes`."""
+        return self._template.idle_bytes()
+
+    def stop(self) -> None:
+        """End the template; a runner of it dies with it."""
+        self._template.stop()
+
+    def start(
+        self, order: Order, runtime_seconds: float, host_memory_bytes: int | None = None
+    ) -> Runner:
+        """Start a runner.
+
+        Args:
+            order: What it is to do.
+            runtime_seconds: How long it may take; the kernel stops one that computes on all
+                processors for longer.
+            host_memory_bytes: Its memory budget; the kernel refuses it much more than that, or than
+                the machine has.
+
+        Returns:
+            The running runner.
+
+        Raises:
+            Problem: `sandbox_unavailable`; `runner_died`: no runner could be started.
+        """
+        bounds = self._bounds(order, runtime_seconds, host_memory_bytes)
+        sandbox = self._open_sandbox(order)
+        try:
+            return self._fork(order, bounds, sandbox)
+        except BaseException:
+            if sandbox is not None:
+                sandbox.close()
+            raise
+
+    def _open_sandbox(self, order: Order) -> Sandbox | None:
+        if self.level == "none":
+            return None
+        work = Path(order.work_folder)
+        readable = [Path(order.model_folder)]
+        if order.task == "verify":
+            # It is being hashed meanwhile.
+            readable.append(work / ARTIFACT_NAME)
+        return Sandbox(Place(self._hidden, tuple(readable), work, self.device == "cuda"))
+
+    def _fork(self, order: Order, bounds: Bounds, sandbox: Sandbox | None) -> Runner:
+        try:
+            return self._template.start_runner(order, bounds, sandbox)
+        except TemplateDiedError as error:
+            _log.warning("template_restarted", error=str(error))
+            self._template.stop()
+            self._template = Template(self.device)
+        try:
+            return self._template.start_runner(order, bounds, sandbox)
+        except TemplateDiedError as error:
+            raise Problem("runner_died", f"No runner could be started: {error}.") from error
+
+    def _bounds(
+        self, order: Order, runtime_seconds: float, host_memory_bytes: int | None
+    ) -> Bounds:
+        most = host_memory_bytes or psutil.virtual_memory().total
+        return Bounds(
+            cpu_seconds=int(runtime_seconds * (os.cpu_count() or 1)) + 60,
+            file_bytes=most_written_bytes(Path(order.model_folder)),
+            memory_bytes=most + _MAPPED_BYTES if self.device == "cpu" else None,
+            processes=None if self.level == "none" else _MOST_THREADS,
+        )
+
+
+def most_written_bytes(model_folder: Path) -> int:
+    """Give how much a runner may write, which no artifact of the model needs.
+
+    Args:
+        model_folder: The model's files.
+
+    Returns:
+        Bytes, of one file and of all together.
+    """
+    files = (path for path in model_folder.rglob("*") if path.is_file())
+    return 2 * sum(path.stat().st_size for path in files) + _SMALL_FILES_BYTES
