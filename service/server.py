@@ -1,6 +1,7 @@
 """gunicorn around the application, configured by the settings alone."""
 
 import logging
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ URL_NAME = "service.url"
 # Long enough for a poll to end; streams and downloads are taken up again by the client.
 _GRACEFUL_SECONDS = 30
 _KEEPALIVE_SECONDS = 75
+#: Connections take no thread while they wait; each is a file, and others are needed as well.
+_MOST_CONNECTIONS = 8192
+_FILES_BESIDE_CONNECTIONS = 256
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - gunicorn makes its own file names there
 
 
@@ -60,6 +64,7 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
             "limit_request_fields": MAX_HEADERS,
             "limit_request_field_size": MAX_HEADER_BYTES,
             "threads": settings.service_threads,
+            "worker_connections": _most_connections(),
             "keepalive": _KEEPALIVE_SECONDS,
             "graceful_timeout": _GRACEFUL_SECONDS,
             "worker_tmp_dir": str(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None,
@@ -102,8 +107,16 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
         self._url_file.unlink(missing_ok=True)
 
 
+def _most_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(_FILES_BESIDE_CONNECTIONS, min(files - _FILES_BESIDE_CONNECTIONS, _MOST_CONNECTIONS))
+
+
 def serve() -> None:
     """Listen on the address of the settings until told to stop."""
+    # A connection is a file, and the usual limit of 1024 is for programs that use select().
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     settings = Settings()
     configure_logging(settings)
     Server(settings).run()

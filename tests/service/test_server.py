@@ -1,5 +1,6 @@
 """What needs sockets: a real gunicorn, and clients that misbehave."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 from jobs.job import Progress
 from jobs.problems import Problem
 from jobs.settings import Settings
+from service.http_worker import HEAD_SECONDS
 
 MIB = 1024**2
 
@@ -266,3 +268,48 @@ def test_a_query_of_8000_bytes_is_read(live):
 
     assert answer.status_code == 200
     assert answer.json()["data"] == []
+
+
+def test_clients_that_send_their_heads_slowly_hold_no_thread(live):
+    count = 4 * Settings().service_threads
+    slow = [socket.create_connection(("127.0.0.1", live.port), timeout=20) for _ in range(count)]
+    for sock in slow:
+        sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+
+    assert httpx.get(f"{live.url}/livez", timeout=5).status_code == 200
+
+    for sock in slow[::2]:
+        sock.sendall(b"a\r\nConnection: close\r\n")
+    # None of them is closed by its client, and none waits for another's end.
+    for sock in slow[::2]:
+        sock.sendall(b"\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK")
+    for sock in slow:
+        sock.close()
+    assert httpx.get(f"{live.url}/livez", timeout=5).status_code == 200
+
+
+def test_a_head_that_is_cut_off_ends_its_connection_at_once(live):
+    assert exchange(live.port, b"GET /livez HTTP/1.1\r\nHo", close_writing=True) == b""
+
+
+def test_the_second_request_of_a_connection_may_be_slow_too(live):
+    request = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as sock:
+        for pieces in ([request], [request[:9], request[9:]], [request[:-1], request[-1:]]):
+            for piece in pieces:
+                sock.sendall(piece)
+                assert httpx.get(f"{live.url}/livez", timeout=5).status_code == 200
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.slow
+def test_a_head_that_takes_too_long_ends_its_connection(live):
+    with socket.create_connection(("127.0.0.1", live.port), timeout=2 * HEAD_SECONDS) as sock:
+        sock.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+        started = time.monotonic()
+
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(65536) == b""
+
+    assert HEAD_SECONDS - 1 < time.monotonic() - started < HEAD_SECONDS + 5

@@ -174,7 +174,7 @@ def test_what_is_being_hashed_cannot_be_changed(cell):
 def test_nothing_of_the_system_can_be_written(cell, path):
     said, _ = cell.load(attempt(f"open({path!r}, 'ab')"))
 
-    assert said == errno.EROFS
+    assert said in (errno.EROFS, errno.EACCES)
 
 
 def test_no_secret_of_the_environment_is_there(cell, monkeypatch):
