@@ -90,6 +90,7 @@ CATALOGUE: dict[str, Kind] = {
     # The service's own state.
     "internal_error": Kind(500, "Something unexpected happened", retryable=True),
     "sandbox_unavailable": Kind(503, "No sandbox can be made for the job", retryable=True),
+    "service_unavailable": Kind(503, "The service cannot be reached", retryable=True),
     "store_unavailable": Kind(503, "The job store cannot be reached", retryable=True),
     "storage_unavailable": Kind(503, "The data folder cannot be written", retryable=True),
     "storage_full": Kind(507, "The storage is full", retryable=True),

@@ -53,6 +53,7 @@ def test_every_part_is_there_and_only_the_gpu_worker_waits_for_its_profile():
     assert {name: service.get("profiles") for name, service in SERVICES.items()} == {
         "redis": None,
         "service": None,
+        "front": None,
         "worker": None,
         "worker-gpu": ["gpu"],
     }
@@ -156,13 +157,27 @@ def test_the_services_image_has_no_torch():
     assert names.isdisjoint({"torch", "numpy", "numba", "transformers"})
 
 
-def test_the_service_is_published_on_loopback_only():
-    [port] = SERVICES["service"]["ports"]
+def test_nothing_but_the_front_is_published_and_that_on_loopback_only():
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
 
+    [port] = published.pop("front")
+    assert published == {}
     assert port.startswith("127.0.0.1:")
+
+
+def test_the_front_is_the_one_that_is_tested_and_leads_to_the_service():
+    [mounted] = SERVICES["front"]["volumes"]
+    source, _, options = mounted.partition(":")
+    conf = (ROOT / source).read_text()
+
+    assert options == "/etc/nginx/nginx.conf:ro"
+    assert f"server service:{SERVICES['service']['environment']['PORT']};" in conf
+    assert f"listen {SERVICES['front']['ports'][0].rpartition(':')[2]};" in conf
 
 
 def test_every_volume_that_is_mounted_is_declared():
     mounted = {v.partition(":")[0] for s in SERVICES.values() for v in s.get("volumes", [])}
+    files = {source for source in mounted if source.startswith("./")}
 
-    assert mounted == set(COMPOSE["volumes"])
+    assert mounted - files == set(COMPOSE["volumes"])
+    assert all((ROOT / source).is_file() for source in files)
