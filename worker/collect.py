@@ -45,11 +45,12 @@ Value = TypeVar("Value", Report, Verification)
 
 
 @contextmanager
-def measuring(folder: Path, check: Check) -> Iterator[Future[list[Row]]]:
+def measuring(folder: Path, most_bytes: int, check: Check) -> Iterator[Future[list[Row]]]:
     """Measure the files of an artifact while the caller does something else.
 
     Args:
         folder: The files.
+        most_bytes: How long they may be together.
         check: Called between pieces; raises to stop.
 
     Yields:
@@ -64,16 +65,17 @@ def measuring(folder: Path, check: Check) -> Iterator[Future[list[Row]]]:
 
     with ThreadPoolExecutor(1, "measure") as pool:
         try:
-            yield pool.submit(measure_files, folder, check_both)
+            yield pool.submit(measure_files, folder, most_bytes, check_both)
         finally:
             is_over.set()
 
 
-def measure_files(folder: Path, check: Check) -> list[Row]:
+def measure_files(folder: Path, most_bytes: int, check: Check) -> list[Row]:
     """Check and hash the files of a runner's artifact, while the disk is told to keep them.
 
     Args:
         folder: The files.
+        most_bytes: How long they may be together; holes count, because they are read as well.
         check: Called between pieces; raises to stop.
 
     Returns:
@@ -85,6 +87,11 @@ def measure_files(folder: Path, check: Check) -> list[Row]:
     paths = sorted(_walk(folder))
     if not any(path.suffix == ".safetensors" for path in paths):
         raise Problem("invalid_artifact", "The runner left no safetensors file.")
+    total = sum(path.lstat().st_size for path in paths)
+    if total > most_bytes:
+        raise Problem(
+            "invalid_artifact", f"The runner left {total} bytes; {most_bytes} are allowed."
+        )
     disk = ThreadPoolExecutor(1, "disk")
     try:
         folders = sorted({path.parent for path in paths})

@@ -174,7 +174,8 @@ class Supervisor:
             return outcome
         report = read_report(work / REPORT_NAME)
         verifying = replace(order, task="verify")
-        with measuring(work / ARTIFACT_NAME, partial(self._go_on, lease)) as measured:
+        go_on = partial(self._go_on, lease)
+        with measuring(work / ARTIFACT_NAME, limits.disk_bytes, go_on) as measured:
             # A second process, which knows nothing of the first but what that left on the disk.
             runner = self._start_runner(verifying, budget)
             outcome = watch(runner, lease, limits, self._drain)

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from jobs.problems import Problem
 from worker.collect import MAX_REPORT_BYTES, measure_files, measuring, read_report, seal_artifact
 
+MOST_BYTES = 10**6
 ABOUT = {"model": "mdl_0", "recipe": {}, "versions": {}}
 
 
@@ -21,7 +22,7 @@ def no_check():
 
 
 def collect(folder):
-    return seal_artifact(folder, ABOUT, measure_files(folder, no_check))
+    return seal_artifact(folder, ABOUT, measure_files(folder, MOST_BYTES, no_check))
 
 
 @pytest.fixture
@@ -96,9 +97,19 @@ def test_a_damaged_tensor_file_is_refused(folder):
     assert caught.value.code == "invalid_artifact"
 
 
+def test_more_bytes_than_any_artifact_has_are_refused_unread_though_they_are_a_hole(folder):
+    with (folder / "tokenizer.json").open("wb") as file:
+        file.truncate(2**40)
+
+    with pytest.raises(Problem, match=f"{MOST_BYTES} are allowed") as caught:
+        collect(folder)
+
+    assert caught.value.code == "invalid_artifact"
+
+
 def test_an_artifact_without_tensors_is_refused(tmp_path):
     with pytest.raises(Problem, match="no safetensors"):
-        measure_files(tmp_path, no_check)
+        measure_files(tmp_path, MOST_BYTES, no_check)
 
 
 def test_a_check_that_raises_stops_the_work(folder):
@@ -106,7 +117,7 @@ def test_a_check_that_raises_stops_the_work(folder):
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        measure_files(folder, stop)
+        measure_files(folder, MOST_BYTES, stop)
     assert not (folder / "manifest.json").exists()
 
 
@@ -115,7 +126,7 @@ def test_what_is_measured_stops_when_nobody_wants_it_any_more(folder):
         file.truncate(2**42)
     asked = threading.Event()
 
-    with measuring(folder, asked.set) as measured:
+    with measuring(folder, 2**43, asked.set) as measured:
         assert asked.wait(10)
 
     assert isinstance(measured.exception(), CancelledError)
@@ -125,7 +136,7 @@ def test_nobody_who_stops_waits_for_a_slow_disk(folder, monkeypatch):
     disk, asked = threading.Event(), threading.Event()
     monkeypatch.setattr("worker.collect.fsync", lambda _: asked.set() or disk.wait(60))
 
-    with measuring(folder, no_check) as measured:
+    with measuring(folder, MOST_BYTES, no_check) as measured:
         assert asked.wait(10)
 
     assert isinstance(measured.exception(), CancelledError)
@@ -140,7 +151,7 @@ def test_a_disk_that_fails_fails_the_measuring(folder, monkeypatch):
     monkeypatch.setattr("worker.collect.fsync", fail)
 
     with pytest.raises(OSError, match="Input/output error"):
-        measure_files(folder, no_check)
+        measure_files(folder, MOST_BYTES, no_check)
 
 
 def test_a_report_that_is_none_is_refused(tmp_path):

@@ -379,9 +379,9 @@ def test_a_runner_that_talks_nonsense_is_stopped_and_harms_no_later_job(workshop
 
 
 def test_a_cancel_that_comes_while_the_artifact_is_hashed_counts(workshop, monkeypatch):
-    def cancel_while_hashing(folder, check):
+    def cancel_while_hashing(folder, most_bytes, check):
         workshop.store.cancel(job_id)
-        return measure_files(folder, lambda: None)
+        return measure_files(folder, most_bytes, lambda: None)
 
     monkeypatch.setattr("worker.collect.measure_files", cancel_while_hashing)
     job_id = workshop.submit(workshop.small_model())
@@ -396,9 +396,9 @@ def test_a_worker_that_is_shut_down_while_it_hashes_gives_its_job_back(workshop,
     reading, writing = os.pipe()
     workshop.supervisor._drain = reading
 
-    def drain_while_hashing(folder, check):
+    def drain_while_hashing(folder, most_bytes, check):
         os.write(writing, b"!")
-        return measure_files(folder, check)
+        return measure_files(folder, most_bytes, check)
 
     monkeypatch.setattr("worker.collect.measure_files", drain_while_hashing)
     job = workshop.run(workshop.small_model())
@@ -409,10 +409,10 @@ def test_a_worker_that_is_shut_down_while_it_hashes_gives_its_job_back(workshop,
 
 
 def test_a_stale_attempt_does_not_replace_the_report(workshop, monkeypatch):
-    def lose_while_hashing(folder, check):
+    def lose_while_hashing(folder, most_bytes, check):
         workshop.store.redis.hset(f"modelpress:job:{job_id}", "token", 999)
         workshop.blobs.write_report(job_id, {"of": "the other attempt"})
-        return measure_files(folder, lambda: None)
+        return measure_files(folder, most_bytes, lambda: None)
 
     monkeypatch.setattr("worker.collect.measure_files", lose_while_hashing)
     job_id = workshop.submit(workshop.small_model())
