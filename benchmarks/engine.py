@@ -87,7 +87,7 @@ def _compare(
     model, output = folder / f"llama-{size}", folder / "output"
     write_llama(model, SIZES[size])
     model_id = client.upload_model(model).id
-    [stored] = (folder / "data" / "models").glob("*/files")
+    [stored] = (folder / "data" / "tenants" / "default" / "models").glob("*/files")
     competitors = peers(arguments.peers)
     entrants = [
         *(enter_way(way, arguments.rounds, model, output) for way in [*copies(), *ours()]),

@@ -171,7 +171,9 @@ def cost_table(costs: Costs, ratios: dict[str, dict[str, str]]) -> str:
 def _make_artifact(model: Path, stack: RunningStack, data: Path) -> tuple[str, Path]:
     with Client(stack.url) as client:
         job = run_job(client, client.upload_model(model).id, RECIPE)
-    [artifact] = (data / "jobs" / job.id).glob("artifact-*/model.safetensors")
+    [artifact] = (data / "tenants" / "default" / "jobs" / job.id).glob(
+        "artifact-*/model.safetensors"
+    )
     return f"{stack.url}/jobs/{job.id}/artifact", artifact
 
 

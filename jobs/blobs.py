@@ -1,6 +1,6 @@
 """Everything on disk: uploads on their way in, models, data sets, jobs and their artifacts.
 
-    DATA_DIR/
+    DATA_DIR/tenants/<tenant>/
       staging/<random>/             an upload being received, locked by its process
       models/<digest>/              meta.json, files/…       appears by one rename
       datasets/<digest>/            meta.json, files/…
@@ -34,14 +34,15 @@ SHA256_NAME = "sha256.json"
 
 
 class BlobStore:
-    """The folder that service and workers share.
+    """One tenant's folder, which service and workers share.
 
     Args:
-        root: DATA_DIR; made where it is missing.
+        data_dir: DATA_DIR; made where it is missing.
+        tenant: Whose; from a name that `jobs.tenants.is_tenant` knows.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+    def __init__(self, data_dir: Path, tenant: str) -> None:
+        self.root = tenants_folder(data_dir) / tenant
         for name in ("staging", "models", "datasets", "jobs", "equal"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
 
@@ -221,6 +222,11 @@ class BlobStore:
             return False
         shutil.rmtree(grave, ignore_errors=True)
         return True
+
+
+def tenants_folder(data_dir: Path) -> Path:
+    """Give the folder that holds a folder for each tenant."""
+    return data_dir.resolve() / "tenants"
 
 
 def now_ms() -> int:

@@ -1,6 +1,6 @@
 """Equal jobs: the same model, the same recipe and the same engine make the same artifact, once.
 
-    DATA_DIR/equal/<key>/<job id>     an empty file for each job that has the artifact of the key
+    equal/<key>/<job id>     an empty file for each job that has the artifact of the key
 
 A job that equals an earlier one gets links to its files, so either can be removed without harm to
 the other, and the bytes go with the last of them. All of it is on the disk: a loss of Redis changes

@@ -63,11 +63,12 @@ def make_celery(settings: Settings) -> Celery:
     return app
 
 
-def ring(app: Celery, job_id: str) -> bool:
+def ring(app: Celery, tenant: str, job_id: str) -> bool:
     """Tell the workers that a job waits.
 
     Args:
         app: From `make_celery`.
+        tenant: Whose job.
         job_id: Which job.
 
     Returns:
@@ -75,9 +76,9 @@ def ring(app: Celery, job_id: str) -> bool:
     """
     try:
         # send_task knows nothing of the task's own options, so they are repeated here.
-        app.send_task(RUN_JOB, [job_id], ignore_result=True, retry=False)
+        app.send_task(RUN_JOB, [tenant, job_id], ignore_result=True, retry=False)
     except (OperationalError, RedisError, OSError) as error:
-        _log.warning("ring_failed", job_id=job_id, error=str(error))
+        _log.warning("ring_failed", tenant=tenant, job_id=job_id, error=str(error))
         return False
     return True
 

@@ -14,9 +14,11 @@ from celery import Celery
 
 from jobs.blobs import BlobStore, now_ms
 from jobs.job import JobResult
+from jobs.machine import announce, is_new
 from jobs.queue import ring, waiting_rings
 from jobs.store import JobStore
 from jobs.sweeping import sweep
+from jobs.tenants import Stores, Tenants
 
 _log = structlog.get_logger(__name__)
 
@@ -30,11 +32,10 @@ _UNREADABLE = (OSError, ValueError)
 
 
 class Reaper:
-    """Looks after open jobs until stopped.
+    """Looks after every tenant's open jobs until stopped.
 
     Args:
-        store: The job store.
-        blobs: The blob store.
+        tenants: Their stores.
         celery: Where to ring.
         queue: The Celery queue that the workers listen to.
         seconds: How often to look.
@@ -43,15 +44,13 @@ class Reaper:
 
     def __init__(
         self,
-        store: JobStore,
-        blobs: BlobStore,
+        tenants: Tenants,
         celery: Celery,
         queue: str,
         seconds: float,
         worker: str | None = None,
     ) -> None:
-        self._store = store
-        self._blobs = blobs
+        self._tenants = tenants
         self._celery = celery
         self._queue = queue
         self._seconds = seconds
@@ -70,11 +69,12 @@ class Reaper:
 
     def reap_once(self) -> None:
         """Look after every open job whose check is due."""
-        for job_id in self._store.due():
-            try:
-                self._look_after(job_id)
-            except _UNREADABLE as error:
-                _log.warning("job_unreadable", job_id=job_id, error=str(error))
+        for stores in self._tenants.every():
+            for job_id in stores.jobs.due():
+                try:
+                    self._look_after(stores, job_id)
+                except _UNREADABLE as error:
+                    _log.warning("job_unreadable", job_id=job_id, error=str(error))
 
     def rebuild(self) -> int:
         """Bring back every job that is on disk and not in Redis.
@@ -83,61 +83,49 @@ class Reaper:
             How many were brought back.
         """
         rebuilt = 0
-        for job_id in self._blobs.job_ids():
-            try:
-                rebuilt += self._rebuild_job(job_id)
-            except _UNREADABLE as error:
-                _log.warning("job_unreadable", job_id=job_id, error=str(error))
+        for stores in self._tenants.every():
+            for job_id in stores.blobs.job_ids():
+                try:
+                    rebuilt += self._rebuild_job(stores, job_id)
+                except _UNREADABLE as error:
+                    _log.warning("job_unreadable", job_id=job_id, error=str(error))
         if rebuilt:
             _log.warning("rebuilt_from_disk", jobs=rebuilt)
         return rebuilt
 
-    def publish_end(self, job_id: str) -> None:
-        """Write down how a job ended that ended in Redis first, so that a rebuild knows."""
-        publish_end(self._store, self._blobs, job_id)
-
-    def _look_after(self, job_id: str) -> None:
-        if self._finish_published(job_id):
+    def _look_after(self, stores: Stores, job_id: str) -> None:
+        if _finish_published(stores, job_id):
             return
-        if self._blobs.read_spec(job_id) is None:
+        if stores.blobs.read_spec(job_id) is None:
             # Its folder was removed by hand: there is nothing to run, and nobody to tell.
             _log.warning("spec_missing", job_id=job_id)
-        found = self._store.reap(job_id, RECHECK_MS)
+        found = stores.jobs.reap(job_id, RECHECK_MS)
         if found in ("failed", "cancelled"):
-            self.publish_end(job_id)
+            publish_end(stores.jobs, stores.blobs, job_id)
         if found == "requeued" or (found == "queued" and self._rings_are_missing()):
             _log.info("rang_again", job_id=job_id, found=found)
-            ring(self._celery, job_id)
+            ring(self._celery, stores.tenant, job_id)
 
-    def _rebuild_job(self, job_id: str) -> bool:
-        if self._store.redis.exists(f"modelpress:job:{job_id}"):
-            if not self._blobs.has_result(job_id):
+    def _rebuild_job(self, stores: Stores, job_id: str) -> bool:
+        if stores.jobs.redis.exists(stores.jobs.key(job_id)):
+            if not stores.blobs.has_result(job_id):
                 # Who ended it in Redis may have died before writing so: the next loss of Redis
                 # would run a cancelled job.
-                self.publish_end(job_id)
+                publish_end(stores.jobs, stores.blobs, job_id)
             return False
-        spec = self._blobs.read_spec(job_id)
-        result = self._blobs.read_result(job_id)
+        spec = stores.blobs.read_spec(job_id)
+        result = stores.blobs.read_result(job_id)
         if spec is None or (result is None and now_ms() - spec.created_ms < _SETTLE_MS):
             return False
-        is_new = self._store.submit(spec, result).outcome == "created"
+        is_created = stores.jobs.submit(spec, result).outcome == "created"
         if result is None:
-            ring(self._celery, job_id)
-        return is_new
-
-    def _finish_published(self, job_id: str) -> bool:
-        result = self._blobs.read_result(job_id)
-        if result is None:
-            return False
-        outcome = self._store.finish(result, token=None)
-        _log.info("finished_published", job_id=job_id, outcome=outcome)
-        if outcome == "ended":
-            self._store.reap(job_id, RECHECK_MS)
-        return True
+            ring(self._celery, stores.tenant, job_id)
+        return is_created
 
     def _rings_are_missing(self) -> bool:
         # As long as as many messages wait as jobs do, each job will have its turn.
-        return waiting_rings(self._store.redis, self._queue) < self._store.counts()["queued"]
+        queued = sum(stores.jobs.counts()["queued"] for stores in self._tenants.every())
+        return waiting_rings(self._tenants.redis, self._queue) < queued
 
     def _loop(self) -> None:
         pause, full_look_at = 0.0, 0.0
@@ -145,18 +133,30 @@ class Reaper:
             pause = self._seconds
             try:
                 if self._worker is not None:
-                    self._store.announce(self._worker, 4 * self._seconds)
+                    announce(self._tenants.redis, self._worker, 4 * self._seconds)
                 self.reap_once()
                 # After a loss of Redis all jobs are missing at once, and it shows. A full look at
                 # the disk is cheap enough to have once a minute besides.
-                if self._store.is_new() or time.monotonic() >= full_look_at:
+                if is_new(self._tenants.redis) or time.monotonic() >= full_look_at:
                     self.rebuild()
-                    sweep(self._blobs)
+                    for stores in self._tenants.every():
+                        sweep(stores.blobs)
                     full_look_at = time.monotonic() + _FULL_LOOK_SECONDS
             except Exception as error:  # noqa: BLE001 - whatever it was, the next look must come
                 _log.warning("reaper_failed", error=str(error))
                 # Redis may come back without its data.
                 full_look_at = 0.0
+
+
+def _finish_published(stores: Stores, job_id: str) -> bool:
+    result = stores.blobs.read_result(job_id)
+    if result is None:
+        return False
+    outcome = stores.jobs.finish(result, token=None)
+    _log.info("finished_published", job_id=job_id, outcome=outcome)
+    if outcome == "ended":
+        stores.jobs.reap(job_id, RECHECK_MS)
+    return True
 
 
 def publish_end(store: JobStore, blobs: BlobStore, job_id: str) -> None:

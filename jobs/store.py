@@ -18,24 +18,27 @@ from jobs.problems import Problem
 from jobs.records import Claim, Event, Renewal, Submitted, end_arguments, job_from_fields
 
 IDEMPOTENCY_SECONDS = 7 * 86400
-_PREFIX = "modelpress:"
-_OPEN, _QUEUED, _INDEX, _FENCE, _WORKERS, _KNOWN = (
-    _PREFIX + name for name in ("open", "queued", "index", "fence", "workers", "known")
-)
 _SCRIPTS = ("submit", "claim", "renew", "release", "finish", "cancel", "reap", "remove")
 
 
 class JobStore:
-    """Records of jobs.
+    """Records of one tenant's jobs: every key begins with its name.
 
     Args:
         redis: A connection made with ``decode_responses=True``.
+        tenant: Whose jobs; from a name that `jobs.tenants.is_tenant` knows.
         lease_seconds: How long a worker may be silent.
         max_attempts: How often a job may be claimed.
     """
 
-    def __init__(self, redis: Redis, lease_seconds: float = 30, max_attempts: int = 3) -> None:
+    def __init__(
+        self, redis: Redis, tenant: str, lease_seconds: float = 30, max_attempts: int = 3
+    ) -> None:
         self.redis = redis
+        self._prefix = f"modelpress:{tenant}:"
+        self._open, self._queued, self._index, self._fence = (
+            self._prefix + name for name in ("open", "queued", "index", "fence")
+        )
         self._lease_ms = int(lease_seconds * 1000)
         self._max_attempts = max_attempts
         prelude = _read_lua("prelude")
@@ -64,7 +67,7 @@ class JobStore:
         Returns:
             What became of it. Where not `created`, nothing changed.
         """
-        extra = [_PREFIX + "idempotency:" + idempotency_key] if idempotency_key else [_key(spec.id)]
+        extra = f"{self._prefix}idempotency:{idempotency_key}" if idempotency_key else None
         ttl = IDEMPOTENCY_SECONDS * 1000 if idempotency_key else 0
         fields = {
             "model": spec.model,
@@ -82,7 +85,7 @@ class JobStore:
             fingerprint,
             *end_arguments(result),
             *flat,
-            extra_keys=extra,
+            extra_key=extra or self.key(spec.id),
         )
         return Submitted(outcome, job_id)
 
@@ -106,7 +109,7 @@ class JobStore:
             self._lease_ms,
             self._max_attempts,
             *failure,
-            extra_keys=[_FENCE],
+            extra_key=self._fence,
         )
         return Claim(answer[0], *(int(number) for number in answer[1:]))
 
@@ -203,35 +206,23 @@ class JobStore:
         """Forget a job that has ended."""
         return cast("Literal['removed', 'live', 'missing']", self._run("remove", job_id))
 
-    def announce(self, worker: str, seconds: float) -> None:
-        """Say that a worker lives, and for how long that is to be believed."""
-        now = self._now_ms()
-        self.redis.zremrangebyscore(_WORKERS, "-inf", str(now))
-        self.redis.zadd(_WORKERS, {worker: now + int(seconds * 1000)})
-
-    def is_new(self) -> bool:
-        """Tell, once, that Redis is empty or was emptied: what it knew must be brought back."""
-        return bool(self.redis.set(_KNOWN, 1, nx=True))
-
     # Questions.
 
-    def workers(self) -> list[str]:
-        """Give the workers that live."""
-        return cast(
-            "list[str]", self.redis.zrange(_WORKERS, str(self._now_ms()), "+inf", byscore=True)
-        )
+    def key(self, job_id: str) -> str:
+        """Give the key of a job's record; its events' key is that and `:events`."""
+        return f"{self._prefix}job:{job_id}"
 
     def get(self, job_id: str) -> Job | None:
         """Give a job's record, or None where there is none."""
         pipe = self.redis.pipeline(transaction=False)
-        pipe.hgetall(_key(job_id))
-        pipe.zrank(_QUEUED, job_id)
+        pipe.hgetall(self.key(job_id))
+        pipe.zrank(self._queued, job_id)
         fields, position = pipe.execute()
         return job_from_fields(job_id, fields, position) if fields else None
 
     def last_reason(self, job_id: str) -> str:
         """Give the problem code that ended the job's last attempt, or `worker_lost`."""
-        attempts = json.loads(self.redis.hget(_key(job_id), "attempts") or "[]")
+        attempts = json.loads(self.redis.hget(self.key(job_id), "attempts") or "[]")
         return (attempts[-1].get("reason") if attempts else None) or "worker_lost"
 
     def page(
@@ -265,20 +256,20 @@ class JobStore:
 
     def due(self, limit: int = 100) -> list[str]:
         """Give open jobs whose check is due, the most overdue first."""
-        now = self._now_ms()
+        now = now_ms_of(self.redis)
         return cast(
             "list[str]",
-            self.redis.zrange(_OPEN, "-inf", str(now), byscore=True, offset=0, num=limit),
+            self.redis.zrange(self._open, "-inf", str(now), byscore=True, offset=0, num=limit),
         )
 
     def open_ids(self) -> list[str]:
         """Give every job that has not ended."""
-        return cast("list[str]", self.redis.zrange(_OPEN, 0, -1))
+        return cast("list[str]", self.redis.zrange(self._open, 0, -1))
 
     def counts(self) -> dict[str, int]:
         """Count queued, open and all jobs."""
         pipe = self.redis.pipeline(transaction=False)
-        for key in (_QUEUED, _OPEN, _INDEX):
+        for key in (self._queued, self._open, self._index):
             pipe.zcard(key)
         queued, open_, known = pipe.execute()
         return {"queued": queued, "running": max(0, open_ - queued), "known": known}
@@ -295,7 +286,7 @@ class JobStore:
         Returns:
             The events, oldest first; empty where none came.
         """
-        answer = self.redis.xread({_key(job_id) + ":events": after}, block=block_ms)
+        answer = self.redis.xread({self.key(job_id) + ":events": after}, block=block_ms)
         if not answer:
             return []
         [[_, rows]] = cast("list[Any]", answer)
@@ -303,14 +294,11 @@ class JobStore:
 
     # Inside.
 
-    def _now_ms(self) -> int:
-        seconds, microseconds = self.redis.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
-
-    def _run(
-        self, name: str, job_id: str, *args: str | int, extra_keys: list[str] | None = None
-    ) -> Any:  # noqa: ANN401 - each script has its own answer
-        keys = [_key(job_id), _key(job_id) + ":events", _OPEN, _QUEUED, _INDEX, *(extra_keys or [])]
+    def _run(self, name: str, job_id: str, *args: str | int, extra_key: str | None = None) -> Any:  # noqa: ANN401 - each script has its own answer
+        key = self.key(job_id)
+        keys = [key, key + ":events", self._open, self._queued, self._index]
+        if extra_key is not None:
+            keys.append(extra_key)
         return self._scripts[name](keys=keys, args=[job_id, *args])
 
     def _walk(self, before: str | None) -> Iterator[Job]:
@@ -318,12 +306,12 @@ class JobStore:
         while True:
             ids = cast(
                 "list[str]",
-                self.redis.zrange(_INDEX, end, "-", desc=True, bylex=True, offset=0, num=100),
+                self.redis.zrange(self._index, end, "-", desc=True, bylex=True, offset=0, num=100),
             )
             pipe = self.redis.pipeline(transaction=False)
             for job_id in ids:
-                pipe.hgetall(_key(job_id))
-                pipe.zrank(_QUEUED, job_id)
+                pipe.hgetall(self.key(job_id))
+                pipe.zrank(self._queued, job_id)
             rows = pipe.execute()
             for i, job_id in enumerate(ids):
                 if rows[2 * i]:
@@ -351,8 +339,10 @@ def connect(url: str) -> Redis:
     )
 
 
-def _key(job_id: str) -> str:
-    return f"{_PREFIX}job:{job_id}"
+def now_ms_of(redis: Redis) -> int:
+    """Give Redis's own clock in milliseconds, which every lease goes by."""
+    seconds, microseconds = redis.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def _read_lua(name: str) -> str:

@@ -5,15 +5,16 @@ import contextlib
 import structlog
 from flask import Flask, Response, g, request
 
-from jobs.blobs import BlobStore
 from jobs.queue import make_celery
 from jobs.settings import Settings
-from jobs.store import JobStore, connect
+from jobs.store import connect
+from jobs.tenants import Tenants
 from service import (
     artifact_routes,
     docs_routes,
     event_routes,
     headers,
+    identity,
     job_routes,
     metrics,
     model_routes,
@@ -55,8 +56,7 @@ def create_app(settings: Settings) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined] # only the default provider has it
     app.extensions[EXTENSION] = Parts(
         settings=settings,
-        store=JobStore(connect(settings.redis), settings.lease_seconds, settings.max_attempts),
-        blobs=BlobStore(settings.data_dir),
+        tenants=Tenants(settings, connect(settings.redis)),
         celery=make_celery(settings),
         waiters=Waiters(settings.max_long_polls),
         metrics=metrics.Metrics(),
@@ -65,6 +65,7 @@ def create_app(settings: Settings) -> Flask:
     headers.install(app)
     metrics.install(app)
     problems.install(app)
+    identity.install(app)
     for module in _ROUTES:
         app.register_blueprint(module.routes)
     app.after_request(_log_request)

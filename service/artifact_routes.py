@@ -9,7 +9,7 @@ from jobs.problems import Problem
 from service.contract import BINARY, JSON, Answer, Operation, declare
 from service.downloads import Download, send
 from service.job_answers import find_job, with_digests
-from service.parts import parts
+from service.parts import own
 from service.segments import FileSegment, tar_segments
 
 routes = Blueprint("artifact", __name__)
@@ -94,7 +94,7 @@ def _file_download(job: Job, file: ArtifactFile) -> Download:
 
 
 def _segment(job: Job, file: ArtifactFile) -> FileSegment:
-    folder = parts().blobs.artifact_folder(job.id)
+    folder = own().blobs.artifact_folder(job.id)
     path = None if folder is None else folder / file.path
     if path is None or not path.is_file() or path.stat().st_size != file.bytes:
         raise Problem("file_not_found", f"{file.path} of {job.id} is no longer on the disk.")

@@ -16,7 +16,7 @@ from jobs.store import JobStore
 from service.contract import JSON, Answer, Operation, declare, read_query
 from service.documents import EventPage, EventsQuery
 from service.job_answers import find_job, job_document
-from service.parts import parts
+from service.parts import own, parts
 from service.waiting import Waiters, slice_ms
 
 routes = Blueprint("events", __name__)
@@ -59,21 +59,21 @@ def show_events(job_id: str) -> Response:
     after = request.headers.get("Last-Event-ID") or query.after
     if after != "0" and not _EVENT_ID.fullmatch(after):
         raise Problem("malformed_request", "Last-Event-ID is not an event's id.")
-    stream = _stream(parts().store, parts().waiters, job_id, after, _snapshot(job_id, after))
+    stream = _stream(own().jobs, parts().waiters, job_id, after, _snapshot(job_id, after))
     response = Response(stream, mimetype=EVENT_STREAM)
     response.headers["X-Accel-Buffering"] = "no"
     return response
 
 
 def _page(job_id: str, after: str) -> Response:
-    events = parts().store.events(job_id, after)
+    events = own().jobs.events(job_id, after)
     members = [{"id": event.id, "type": event.type, "data": event.data} for event in events]
     return jsonify({"data": members, "next": events[-1].id if events else after})
 
 
 def _snapshot(job_id: str, after: str) -> Event | None:
     """Give the whole job where events after the one last seen are no longer kept."""
-    kept = parts().store.events(job_id)
+    kept = own().jobs.events(job_id)
     if not kept:
         return None
     first = kept[0]

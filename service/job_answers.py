@@ -9,7 +9,7 @@ from jobs.durable_files import read_json
 from jobs.job import Job, is_job_id
 from jobs.problems import Problem
 from service.documents import JobDocument
-from service.parts import parts
+from service.parts import own
 
 
 def find_job(job_id: str) -> Job:
@@ -24,7 +24,7 @@ def find_job(job_id: str) -> Job:
     Raises:
         Problem: `job_not_found`.
     """
-    job = parts().store.get(job_id) if is_job_id(job_id) else None
+    job = own().jobs.get(job_id) if is_job_id(job_id) else None
     if job is None:
         raise Problem("job_not_found", f"There is no job {job_id[:80]!a}.")
     return job
@@ -35,7 +35,7 @@ def with_digests(job: Job) -> Job:
     artifact = job.artifact
     if artifact is None:
         return job
-    known = read_json(parts().blobs.job_folder(job.id) / SHA256_NAME) or {}
+    known = read_json(own().blobs.job_folder(job.id) / SHA256_NAME) or {}
     files = tuple(
         file.model_copy(update={"sha256": file.sha256 or known.get(file.path)})
         for file in artifact.files

@@ -13,7 +13,7 @@ from jobs.reaper import publish_end
 from service.contract import Answer, Operation, declare, json_answer, read_query
 from service.documents import JobDocument, JobPage, JobsQuery
 from service.job_answers import answer_job, find_job, job_document
-from service.parts import parts
+from service.parts import own, parts
 from service.waiting import MAX_WAIT_SECONDS, wait_for_change
 
 routes = Blueprint("jobs", __name__)
@@ -36,7 +36,7 @@ def list_jobs() -> Response:
     query = read_query(request, JobsQuery)
     before = _read_cursor(query.cursor) if query.cursor is not None else None
     labels = dict(label.split(":", 1) for label in query.label)
-    jobs, following = parts().store.page(query.limit, before, query.state, labels)
+    jobs, following = own().jobs.page(query.limit, before, query.state, labels)
     cursor = _make_cursor(following) if following else None
     page = JobPage(data=tuple(job_document(job) for job in jobs), next_cursor=cursor)
     response = jsonify(page.model_dump(mode="json"))
@@ -69,7 +69,7 @@ def show_job(job_id: str) -> Response:
     if wait is not None:
         seconds = min(int(wait[1]), MAX_WAIT_SECONDS)
         changed = wait_for_change(
-            parts().store, parts().waiters, job, _known_revision(job.revision), seconds
+            own().jobs, parts().waiters, job, _known_revision(job.revision), seconds
         )
         job = changed or find_job(job_id)
     response = answer_job(job)
@@ -94,8 +94,8 @@ def show_job(job_id: str) -> Response:
 def cancel_job(job_id: str) -> Response:
     """Ask for a job to stop. Asking again does no harm; a job that has ended stays as it is."""
     find_job(job_id)
-    if parts().store.cancel(job_id) == "cancelled":
-        publish_end(parts().store, parts().blobs, job_id)
+    if own().jobs.cancel(job_id) == "cancelled":
+        publish_end(own().jobs, own().blobs, job_id)
     job = find_job(job_id)
     return answer_job(job, status=200 if job.is_terminal else 202)
 
@@ -116,8 +116,8 @@ def delete_job(job_id: str) -> Response:
         raise Problem("job_not_terminal", f"{job_id} is {job.state}; cancel it first.")
     # The disk first: what is left in Redis alone can be removed again, but what is left on the
     # disk alone would come back.
-    parts().blobs.remove_job(job_id)
-    parts().store.remove(job_id)
+    own().blobs.remove_job(job_id)
+    own().jobs.remove(job_id)
     return Response(status=204)
 
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from redis.exceptions import RedisError
 
-from jobs.store import JobStore
+from jobs.tenants import Tenants
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # A long poll and a big upload are slow on purpose, so the scale reaches far.
@@ -39,30 +39,30 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
-    def exposition(self, store: JobStore) -> bytes:
+    def exposition(self, tenants: Tenants) -> bytes:
         """Give everything in Prometheus' text format, the queue as Redis has it now."""
         queue = CollectorRegistry()
-        queue.register(_Queue(store))
+        queue.register(_Queue(tenants))
         return generate_latest(self._registry) + generate_latest(queue)
 
 
 class _Queue:
     """Reads the gauges from Redis when asked, so that they are never stale."""
 
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
+    def __init__(self, tenants: Tenants) -> None:
+        self._tenants = tenants
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges; without Redis only the one that says so."""
         try:
-            counts = self._store.counts()
+            counts = [stores.jobs.counts() for stores in self._tenants.every()]
         except RedisError:
             yield GaugeMetricFamily("modelpress_redis_up", "Whether Redis answered.", value=0)
             return
         yield GaugeMetricFamily("modelpress_redis_up", "Whether Redis answered.", value=1)
         jobs = GaugeMetricFamily("modelpress_jobs", "Jobs that have not ended.", labels=["state"])
         for state in ("queued", "running"):
-            jobs.add_metric([state], counts[state])
+            jobs.add_metric([state], sum(count[state] for count in counts))
         yield jobs
 
 

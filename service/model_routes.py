@@ -11,7 +11,7 @@ from jobs.problems import Problem
 from service.contract import BINARY, Answer, Form, Operation, declare, json_answer
 from service.documents import DatasetDocument, ModelDocument
 from service.multipart import Multipart, is_multipart
-from service.parts import parts
+from service.parts import own, parts
 from service.receive import Body
 from service.uploads import Pieces, Received, receive_dataset, receive_model, require_space
 
@@ -114,7 +114,7 @@ def show_model(model_id: str) -> Response:
 )
 def show_dataset(dataset_id: str) -> Response:
     """Give what is known about an uploaded data set."""
-    meta = parts().blobs.meta("datasets", dataset_id[3:]) if is_dataset_id(dataset_id) else None
+    meta = own().blobs.meta("datasets", dataset_id[3:]) if is_dataset_id(dataset_id) else None
     if meta is None:
         raise _no_dataset(dataset_id)
     return jsonify(_document("datasets", meta))
@@ -132,12 +132,12 @@ def show_dataset(dataset_id: str) -> Response:
 def delete_model(model_id: str) -> Response:
     """Remove a model that no unfinished job needs. Artifacts made from it stay."""
     find_model(model_id)
-    store = parts().store
+    store = own().jobs
     for job_id in store.open_ids():
         job = store.get(job_id)
         if job is not None and job.model == model_id and not job.is_terminal:
             raise Problem("model_in_use", f"{job_id} needs {model_id}; it is {job.state}.")
-    parts().blobs.remove("models", model_id[4:])
+    own().blobs.remove("models", model_id[4:])
     return Response(status=204)
 
 
@@ -152,7 +152,7 @@ def delete_model(model_id: str) -> Response:
 )
 def delete_dataset(dataset_id: str) -> Response:
     """Remove a data set."""
-    if not is_dataset_id(dataset_id) or not parts().blobs.remove("datasets", dataset_id[3:]):
+    if not is_dataset_id(dataset_id) or not own().blobs.remove("datasets", dataset_id[3:]):
         raise _no_dataset(dataset_id)
     return Response(status=204)
 
@@ -169,7 +169,7 @@ def find_model(model_id: str) -> dict[str, Any]:
     Raises:
         Problem: `model_not_found`.
     """
-    meta = parts().blobs.meta("models", model_id[4:]) if is_model_id(model_id) else None
+    meta = own().blobs.meta("models", model_id[4:]) if is_model_id(model_id) else None
     if meta is None:
         raise Problem("model_not_found", f"There is no model {model_id[:80]!a}.")
     return meta
@@ -199,14 +199,14 @@ def _create(
     receive: Callable[[Pieces, Path], Received],
 ) -> Response:
     body = Body(request, parts().settings.max_upload)
-    require_space(parts().blobs.root, body.announced)
-    with parts().blobs.stage() as staged:
+    require_space(own().blobs.root, body.announced)
+    with own().blobs.stage() as staged:
         if is_multipart(request):
             received = _receive_part(Multipart(request, body), field, staged, receive)
         else:
             received = receive(body.chunks(), staged)
-        created = parts().blobs.publish(store, received.digest, staged, received.meta)
-    meta = parts().blobs.meta(store, received.digest) or received.meta
+        created = own().blobs.publish(store, received.digest, staged, received.meta)
+    meta = own().blobs.meta(store, received.digest) or received.meta
     response = jsonify(_document(store, meta))
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/{store}/{meta['id']}"

@@ -68,7 +68,7 @@ def show_capabilities() -> Response:
 
 def _sandbox_level() -> Literal["bwrap", "none", "unknown"]:
     try:
-        has_sandbox = read_levels(parts().store.redis).get("has_sandbox")
+        has_sandbox = read_levels(parts().tenants.redis).get("has_sandbox")
     except RedisError:
         return "unknown"
     if has_sandbox is None:
@@ -100,9 +100,9 @@ def show_live() -> Response:
 )
 def show_ready() -> Response:
     """Write to Redis and to the disk."""
-    parts().store.redis.set(_READY_KEY, "1", ex=60)
+    parts().tenants.redis.set(_READY_KEY, "1", ex=60)
     try:
-        with tempfile.TemporaryFile(dir=parts().blobs.root) as file:
+        with tempfile.TemporaryFile(dir=parts().settings.data_dir) as file:
             file.write(b"1")
     except OSError as error:
         structlog.get_logger(__name__).error("storage_unavailable", error=str(error))
@@ -120,4 +120,4 @@ def show_ready() -> Response:
 )
 def show_metrics() -> Response:
     """Give counters of requests and the state of the queue."""
-    return Response(parts().metrics.exposition(parts().store), content_type=CONTENT_TYPE)
+    return Response(parts().metrics.exposition(parts().tenants), content_type=CONTENT_TYPE)

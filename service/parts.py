@@ -6,9 +6,9 @@ from typing import cast
 from celery import Celery
 from flask import current_app
 
-from jobs.blobs import BlobStore
 from jobs.settings import Settings
-from jobs.store import JobStore
+from jobs.tenants import Stores, Tenants
+from service.identity import identity
 from service.metrics import Metrics
 from service.waiting import Waiters
 
@@ -21,16 +21,14 @@ class Parts:
 
     Attributes:
         settings: Limits and addresses.
-        store: Records of jobs.
-        blobs: Everything on disk.
+        tenants: The stores of all; a route takes those of `own`.
         celery: Where to ring.
         waiters: Who may hold a thread while waiting.
         metrics: What is counted.
     """
 
     settings: Settings
-    store: JobStore
-    blobs: BlobStore
+    tenants: Tenants
     celery: Celery
     waiters: Waiters
     metrics: Metrics
@@ -39,3 +37,8 @@ class Parts:
 def parts() -> Parts:
     """Give the parts of the application that handles this request."""
     return cast("Parts", current_app.extensions[EXTENSION])
+
+
+def own() -> Stores:
+    """Give the stores of the tenant that this request speaks for, and of no other."""
+    return parts().tenants.stores(identity().tenant)

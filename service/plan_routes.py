@@ -11,7 +11,7 @@ from planning.forecast import forecast
 from planning.memory_model import Levels, levels_of
 from service.contract import JSON, Operation, check, declare, json_answer
 from service.model_routes import find_model
-from service.parts import parts
+from service.parts import own, parts
 from service.plan_documents import PlanDocument, PlanRequest
 from service.plans import checkpoint_of, document
 from service.receive import Body
@@ -71,7 +71,7 @@ def known_levels() -> tuple[Levels, bool]:
     Nothing else of a plan needs Redis, so one that is away only makes the plan less certain.
     """
     try:
-        measured = read_levels(parts().store.redis)
+        measured = read_levels(parts().tenants.redis)
     except RedisError as error:
         structlog.get_logger(__name__).warning("levels_unknown", error=str(error))
         measured = {}
@@ -82,4 +82,4 @@ def _checkpoint(asked: PlanRequest) -> Checkpoint:
     if asked.model is None:
         return checkpoint_of(asked)
     meta = find_model(asked.model)
-    return open_checkpoint(parts().blobs.files("models", meta["id"].removeprefix("mdl_")))
+    return open_checkpoint(own().blobs.files("models", meta["id"].removeprefix("mdl_")))

@@ -8,7 +8,7 @@ from jobs.report import Report
 from service.contract import JSON, Answer, Operation, declare
 from service.headers import PAGE_POLICY
 from service.job_answers import find_job
-from service.parts import parts
+from service.parts import own
 from service.report_page import draw
 
 routes = Blueprint("report", __name__)
@@ -30,7 +30,7 @@ _HTML = "text/html"
 def show_report(job_id: str) -> Response:
     """Give what was measured about a job. A browser gets a page, also about a job that failed."""
     job = find_job(job_id)
-    report = parts().blobs.report(job_id)
+    report = own().blobs.report(job_id)
     wanted = request.accept_mimetypes.best_match([JSON, _HTML], default=JSON)
     if wanted == _HTML and (report is not None or job.is_terminal):
         page = render_template("report.html", job=job, charts=_charts(report))

@@ -94,9 +94,7 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
         parts: Parts = worker.wsgi.extensions[EXTENSION]
         parts.waiters.is_closing = lambda: not worker.alive
         settings = self._settings
-        self._reaper = Reaper(
-            parts.store, parts.blobs, parts.celery, settings.queue, settings.reap_seconds
-        )
+        self._reaper = Reaper(parts.tenants, parts.celery, settings.queue, settings.reap_seconds)
         self._reaper.start()
 
     def _stop_reaper(self, _arbiter: Any, _worker: Any) -> None:  # noqa: ANN401 - as above

@@ -18,6 +18,7 @@ from jobs.problems import Detail, Problem
 from jobs.recipe import Recipe, load_document, parse_recipe
 from jobs.records import Submitted
 from jobs.store import JobStore
+from jobs.tenants import Stores
 from service.contract import check
 from service.documents import LabelsDocument, SubmitRequest
 from service.model_routes import store_model
@@ -151,13 +152,12 @@ def read_key(request: Request) -> str | None:
 
 
 def accept(
-    store: JobStore, blobs: BlobStore, submission: Submission, key: str | None, *, use_cache: bool
+    stores: Stores, submission: Submission, key: str | None, *, use_cache: bool
 ) -> tuple[str, bool]:
     """Make a submission a job, durably; one that an equal job answers has ended at once.
 
     Args:
-        store: The job store.
-        blobs: The blob store; the model is in it.
+        stores: Whose job it will be; the model is there.
         submission: What to run.
         key: The Idempotency-Key.
         use_cache: Whether the artifact of an equal job will do.
@@ -169,11 +169,12 @@ def accept(
         Problem: `idempotency_key_reused`.
         RedisError: The job store did not answer; nothing is left of the job.
     """
+    blobs = stores.blobs
     spec = _spec(submission, use_cache)
     blobs.write_spec(spec)
     try:
         result = _publish_answer(blobs, spec)
-        submitted = _submit(store, spec, result, key, submission.fingerprint)
+        submitted = _submit(stores.jobs, spec, result, key, submission.fingerprint)
     except BaseException:
         blobs.remove_job(spec.id)
         raise

@@ -13,7 +13,7 @@ from service.documents import JobDocument, SubmitRequest
 from service.job_answers import answer_job, find_job
 from service.model_routes import MODEL_PROBLEMS, find_model
 from service.multipart import Multipart, is_multipart
-from service.parts import parts
+from service.parts import own, parts
 from service.plan_routes import known_levels
 from service.receive import MAX_TEXT_BYTES, Body
 from service.submissions import Submission, accept, from_form, from_json, read_key
@@ -89,7 +89,7 @@ def create_job() -> Response:
 
 def _create_from_form(key: str | None) -> Response:
     body = Body(request, parts().settings.max_upload)
-    blobs = parts().blobs
+    blobs = own().blobs
     require_space(blobs.root, body.announced)
     with blobs.stage() as staged:
         submission = from_form(Multipart(request, body), staged)
@@ -100,13 +100,13 @@ def _create_from_form(key: str | None) -> Response:
             _check(submission, upload.meta, staged / "files")
         if upload is not None:
             # Asked before the upload is published, so that it leaves nothing where Redis is away.
-            parts().store.redis.ping()
+            parts().tenants.redis.ping()
             blobs.publish("models", upload.digest, staged, upload.meta)
     return _accept(submission, key)
 
 
 def _files_of(model_id: str) -> Path:
-    return parts().blobs.files("models", model_id.removeprefix("mdl_"))
+    return own().blobs.files("models", model_id.removeprefix("mdl_"))
 
 
 def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
@@ -128,10 +128,10 @@ def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
 
 def _accept(submission: Submission, key: str | None) -> Response:
     use_cache = not request.cache_control.no_cache
-    job_id, is_new = accept(parts().store, parts().blobs, submission, key, use_cache=use_cache)
+    job_id, is_new = accept(own(), submission, key, use_cache=use_cache)
     if is_new:
         # Even for a job that has ended: the worker completes its digests.
-        ring(parts().celery, job_id)
+        ring(parts().celery, own().tenant, job_id)
     response = answer_job(find_job(job_id), status=202)
     response.headers["Location"] = f"/jobs/{job_id}"
     if not is_new:

@@ -16,12 +16,12 @@ from celery.signals import (
     worker_shutting_down,
 )
 
-from jobs.blobs import BlobStore
 from jobs.logs import configure_logging
 from jobs.queue import make_celery
 from jobs.reaper import Reaper
 from jobs.settings import Settings
-from jobs.store import JobStore, connect
+from jobs.store import connect
+from jobs.tenants import Tenants
 from worker.supervisor import Supervisor
 from worker.tasks import register
 
@@ -36,10 +36,10 @@ _supervisor: Supervisor | None = None
 _reaper: Reaper | None = None
 
 
-def _run(job_id: str) -> None:
+def _run(tenant: str, job_id: str) -> None:
     if _supervisor is None:
         raise RuntimeError("run_job was called outside of a pool child")
-    _supervisor.run(job_id)
+    _supervisor.run(tenant, job_id)
 
 
 register(app, _run)
@@ -50,15 +50,15 @@ def _on_setup_logging(**_: Any) -> None:  # noqa: ANN401 - Celery's own signatur
     configure_logging(settings)
 
 
-def _stores() -> tuple[JobStore, BlobStore]:
-    store = JobStore(connect(settings.redis), settings.lease_seconds, settings.max_attempts)
-    return store, BlobStore(settings.data_dir)
+def _tenants() -> Tenants:
+    # A connection of its own for each process: one must not cross a fork.
+    return Tenants(settings, connect(settings.redis))
 
 
 @worker_process_init.connect(weak=False)
 def _on_child_start(**_: Any) -> None:  # noqa: ANN401
     global _supervisor  # noqa: PLW0603 - one per pool child, made after the fork
-    _supervisor = Supervisor(settings, *_stores(), app, _drain_reading)
+    _supervisor = Supervisor(settings, _tenants(), app, _drain_reading)
 
 
 @worker_process_shutdown.connect(weak=False)
@@ -70,9 +70,8 @@ def _on_child_stop(**_: Any) -> None:  # noqa: ANN401
 @worker_ready.connect(weak=False)
 def _on_ready(**_: Any) -> None:  # noqa: ANN401
     global _reaper  # noqa: PLW0603 - one per consumer, made after it is up
-    store, blobs = _stores()
     _reaper = Reaper(
-        store, blobs, app, settings.queue, settings.reap_seconds, worker=socket.gethostname()
+        _tenants(), app, settings.queue, settings.reap_seconds, worker=socket.gethostname()
     )
     _reaper.start()
 

@@ -8,6 +8,7 @@ told to end does not wait either; the next one to start does what was left.
 import hashlib
 import queue
 import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
@@ -29,11 +30,11 @@ class Checksums:
     """Hashes artifacts one after another in a thread of its own.
 
     Args:
-        blobs: The blob store.
+        every: Gives the blob stores whose jobs a worker before may have left.
     """
 
-    def __init__(self, blobs: BlobStore) -> None:
-        self._blobs = blobs
+    def __init__(self, every: Callable[[], Iterable[BlobStore]]) -> None:
+        self._every = every
         self._waiting: queue.SimpleQueue[tuple[str, Path, Artifact] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="checksums", daemon=True)
@@ -44,7 +45,7 @@ class Checksums:
 
         Args:
             job_id: The job that made it.
-            folder: Its files.
+            folder: Its files, inside the job's own folder.
             artifact: What is known of them.
         """
         if any(file.sha256 is None for file in artifact.files):
@@ -58,24 +59,26 @@ class Checksums:
 
     def _loop(self) -> None:
         try:
-            for job_id in self._blobs.job_ids():
-                self.take_up(job_id)
+            for blobs in self._every():
+                for job_id in blobs.job_ids():
+                    self.take_up(blobs, job_id)
             while (item := self._waiting.get()) is not None:
                 self._hash(*item)
         except _Stopped:
             pass
 
-    def take_up(self, job_id: str) -> None:
+    def take_up(self, blobs: BlobStore, job_id: str) -> None:
         """Hash an ended job's artifact, where nobody has done so.
 
         Args:
+            blobs: Where the job is.
             job_id: The job.
         """
         if self._stopping.is_set():
             return
-        folder = self._blobs.job_folder(job_id)
+        folder = blobs.job_folder(job_id)
         try:
-            result = self._blobs.read_result(job_id)
+            result = blobs.read_result(job_id)
         except (OSError, ValueError):
             return  # Damaged; the reaper says so.
         if result is None or result.artifact is None or result.artifact_folder is None:
@@ -86,7 +89,7 @@ class Checksums:
     def _hash(self, job_id: str, folder: Path, artifact: Artifact) -> None:
         try:
             digests = {file.path: self._sha256(folder / file.path) for file in artifact.files}
-            write_json(self._blobs.job_folder(job_id) / SHA256_NAME, digests)
+            write_json(folder.parent / SHA256_NAME, digests)
         except FileNotFoundError:
             _log.info("job_removed_while_hashing", job_id=job_id)
         except OSError as error:

@@ -13,13 +13,13 @@ from typing import Literal
 import structlog
 from celery import Celery
 
-from jobs.blobs import BlobStore, now_ms
+from jobs.blobs import now_ms
 from jobs.equal_jobs import remember
 from jobs.job import Job, JobResult
 from jobs.problems import Problem
 from jobs.queue import ring
 from jobs.reaper import publish_end
-from jobs.store import JobStore
+from jobs.tenants import Stores
 from worker.attempt import Outcome
 from worker.checksums import Checksums
 
@@ -27,20 +27,18 @@ _log = structlog.get_logger(__name__)
 
 
 class Endings:
-    """Says how jobs end, on the disk and in Redis.
+    """Says how one tenant's jobs end, on the disk and in Redis.
 
     Args:
-        store: The job store.
-        blobs: The blob store.
+        stores: Where they are.
         celery: Where to ring when a job goes back to the queue.
         checksums: Told of every artifact.
     """
 
-    def __init__(
-        self, store: JobStore, blobs: BlobStore, celery: Celery, checksums: Checksums
-    ) -> None:
-        self._store = store
-        self._blobs = blobs
+    def __init__(self, stores: Stores, celery: Celery, checksums: Checksums) -> None:
+        self._tenant = stores.tenant
+        self._store = stores.jobs
+        self._blobs = stores.blobs
         self._celery = celery
         self._checksums = checksums
 
@@ -68,7 +66,7 @@ class Endings:
             self._store.finish(result, token=None)
         if result.state == "succeeded":
             remember(self._blobs, job)
-        self._checksums.take_up(job.id)
+        self._checksums.take_up(self._blobs, job.id)
 
     def settle(self, job: Job, token: int, outcome: Outcome) -> None:
         """Remove what an attempt leaves that nobody needs, and say what its end means.
@@ -96,7 +94,7 @@ class Endings:
         elif problem is not None and (problem.retryable or outcome.kind == "drained"):
             state = self._store.release(job.id, token, problem, counted=outcome.kind != "drained")
             if state == "queued":
-                ring(self._celery, job.id)
+                ring(self._celery, self._tenant, job.id)
             elif state != "stale":
                 self._remove_scratch(job, token)
                 publish_end(self._store, self._blobs, job.id)

@@ -7,19 +7,21 @@ could use to stop it; so the worker announces itself instead.
 import socket
 import sys
 
+from redis import Redis
 from redis.exceptions import RedisError
 
+from jobs.machine import workers
 from jobs.settings import Settings
-from jobs.store import JobStore, connect
+from jobs.store import connect
 
 
-def is_alive(store: JobStore, worker: str) -> bool:
+def is_alive(redis: Redis, worker: str) -> bool:
     """Tell whether a worker announced itself lately."""
-    return worker in store.workers()
+    return worker in workers(redis)
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(0 if is_alive(JobStore(connect(Settings().redis)), socket.gethostname()) else 1)
+        sys.exit(0 if is_alive(connect(Settings().redis), socket.gethostname()) else 1)
     except RedisError as error:
         sys.exit(f"Redis cannot be reached: {error}")

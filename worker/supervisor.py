@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import structlog
 from celery import Celery
 from redis.exceptions import RedisError
 
-from jobs.blobs import BlobStore, now_ms
+from jobs.blobs import now_ms
 from jobs.equal_jobs import answer, deciding_parts, link_or_copy
 from jobs.gate import check as check_gate
 from jobs.gate import check_memory
@@ -27,7 +27,7 @@ from jobs.reaper import publish_end
 from jobs.recipe import ENGINE_VERSION, Budget
 from jobs.report import Report
 from jobs.settings import Settings
-from jobs.store import JobStore
+from jobs.tenants import Stores, Tenants
 from planning.forecast import check_budget
 from planning.memory_model import levels_of
 from planning.working_set import MOST_THREADS
@@ -50,13 +50,21 @@ class _Stopped(Exception):  # noqa: N818 - not an error: something outside says 
         self.outcome = outcome
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A job that this worker holds."""
+
+    stores: Stores
+    job: Job
+    token: int
+
+
 class Supervisor:
-    """Runs jobs, one at a time, each in a fresh runner.
+    """Runs jobs of all tenants, one at a time, each in a fresh runner.
 
     Args:
         settings: The worker's settings.
-        store: The job store.
-        blobs: The blob store.
+        tenants: Their stores.
         celery: Where to ring when a job goes back to the queue.
         drain: A descriptor that becomes readable when the worker is to shut down.
 
@@ -71,19 +79,18 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        store: JobStore,
-        blobs: BlobStore,
+        tenants: Tenants,
         celery: Celery,
         drain: int | None = None,
     ) -> None:
         self._settings = settings
-        self._store = store
-        self._blobs = blobs
+        self._tenants = tenants
+        self._celery = celery
         self._drain = drain
         device = choose_device(settings.device)
-        self.runners = Runners(device, settings.sandbox, blobs.root)
-        self._checksums = Checksums(blobs)
-        self._endings = Endings(store, blobs, celery, self._checksums)
+        # Hidden from a runner: not its tenant's folder alone, but that of all of them.
+        self.runners = Runners(device, settings.sandbox, settings.data_dir.resolve())
+        self._checksums = Checksums(lambda: (stores.blobs for stores in tenants.every()))
         self.name = f"{socket.gethostname()}:{self.runners.template_pid}"
         threading.Thread(target=self._announce, name="announce", daemon=True).start()
 
@@ -103,42 +110,44 @@ class Supervisor:
                 "has_sandbox": int(self.runners.level != "none"),
             }
             try:
-                publish_levels(self._store.redis, levels)
+                publish_levels(self._tenants.redis, levels)
             except RedisError as error:
                 _log.warning("levels_not_published", error=str(error))
 
-    def run(self, job_id: str) -> None:
+    def run(self, tenant: str, job_id: str) -> None:
         """Do a job, if it may be taken; a doorbell too many does nothing.
 
         Args:
+            tenant: Whose job it is.
             job_id: The job that the doorbell named.
         """
-        with structlog.contextvars.bound_contextvars(job_id=job_id):
-            published = self._blobs.read_result(job_id)
+        stores = self._tenants.stores(tenant)
+        with structlog.contextvars.bound_contextvars(tenant=tenant, job_id=job_id):
+            published = stores.blobs.read_result(job_id)
             if published is not None:
-                _log.info("already_published", outcome=self._store.finish(published, token=None))
-                self._checksums.take_up(job_id)
+                _log.info("already_published", outcome=stores.jobs.finish(published, token=None))
+                self._checksums.take_up(stores.blobs, job_id)
                 return
-            claim = self._store.claim(job_id, self.name)
+            claim = stores.jobs.claim(job_id, self.name)
             _log.info("claim", outcome=claim.outcome, attempt=claim.attempt)
             if claim.outcome in ("exhausted", "ended"):
-                publish_end(self._store, self._blobs, job_id)
-            job = self._store.get(job_id)
+                publish_end(stores.jobs, stores.blobs, job_id)
+            job = stores.jobs.get(job_id)
             if claim.outcome == "claimed" and job is not None:
-                outcome = self._attempt(job, claim.token)
+                outcome = self._attempt(_Held(stores, job, claim.token))
                 _log.info("attempt", outcome=outcome.kind, problem=str(outcome.problem or ""))
 
-    def _attempt(self, job: Job, token: int) -> Outcome:
+    def _attempt(self, held: _Held) -> Outcome:
         lease = Lease(
-            self._store,
-            job.id,
-            token,
+            held.stores.jobs,
+            held.job.id,
+            held.token,
             lease_seconds=self._settings.lease_seconds,
             renew_seconds=self._settings.renew_seconds,
         )
         with lease:
             try:
-                outcome = self._work(job, token, lease)
+                outcome = self._work(held, lease)
             except Problem as problem:
                 outcome = Outcome("failed", problem)
             except _Stopped as stopped:
@@ -146,20 +155,24 @@ class Supervisor:
             except OSError as error:
                 _log.exception("attempt_failed")
                 outcome = Outcome("failed", Problem.from_os_error(error))
-            self._endings.settle(job, token, outcome)
+            self._endings(held).settle(held.job, held.token, outcome)
         return outcome
 
-    def _work(self, job: Job, token: int, lease: Lease) -> Outcome:
-        if self._take_answer(job, token):
+    def _endings(self, held: _Held) -> Endings:
+        return Endings(held.stores, self._celery, self._checksums)
+
+    def _work(self, held: _Held, lease: Lease) -> Outcome:
+        if self._take_answer(held):
             return Outcome("done")
-        work = self._blobs.work_folder(job.id, token)
+        job, blobs = held.job, held.stores.blobs
+        work = blobs.work_folder(job.id, held.token)
         digest = job.model.removeprefix("mdl_")
-        if self._blobs.meta("models", digest) is None:
+        if blobs.meta("models", digest) is None:
             raise Problem("model_not_found", f"Model {job.model} is no longer stored.")
-        levels = levels_of(read_levels(self._store.redis))
-        check_budget(self._blobs.files("models", digest), job.recipe, levels)
+        levels = levels_of(read_levels(self._tenants.redis))
+        check_budget(blobs.files("models", digest), job.recipe, levels)
         order = Order(
-            model_folder=str(self._blobs.files("models", digest)),
+            model_folder=str(blobs.files("models", digest)),
             work_folder=str(work),
             recipe=job.recipe.model_dump(mode="json"),
             device=self.runners.device,
@@ -183,27 +196,21 @@ class Supervisor:
                 return outcome
             artifact = seal_artifact(work / ARTIFACT_NAME, _about(job), measured.result())
         verification = read_verification(work / VERIFICATION_NAME)
-        self._require_lease(job, token)
-        self._deliver(job, token, work, artifact, report.verified(verification))
+        _require_lease(held)
+        self._deliver(held, work, artifact, report.verified(verification))
         return outcome
 
-    def _take_answer(self, job: Job, token: int) -> bool:
+    def _take_answer(self, held: _Held) -> bool:
         """End a job as one that equals it ended, where there is one by now."""
-        spec = self._blobs.read_spec(job.id)
-        found = spec and answer(self._blobs, spec, link_or_copy, token=token, attempt=job.attempt)
+        job, token, blobs = held.job, held.token, held.stores.blobs
+        spec = blobs.read_spec(job.id)
+        found = spec and answer(blobs, spec, link_or_copy, token=token, attempt=job.attempt)
         if not found:
             return False
-        self._require_lease(job, token)
-        self._blobs.write_report(job.id, found.report)
-        self._endings.publish(job, token, found.result)
+        _require_lease(held)
+        blobs.write_report(job.id, found.report)
+        self._endings(held).publish(job, token, found.result)
         return True
-
-    def _require_lease(self, job: Job, token: int) -> None:
-        renewal = self._store.renew(job.id, token)
-        if not renewal.held:
-            raise _Stopped(Outcome("lost"))
-        if renewal.cancel_requested:
-            raise _Stopped(Outcome("cancelled"))
 
     def _go_on(self, lease: Lease) -> None:
         stopped = interruption(lease, self._drain)
@@ -225,17 +232,16 @@ class Supervisor:
     def _start_runner(self, order: Order, budget: Budget) -> Runner:
         return self.runners.start(order, self._runtime_seconds(budget), budget.host_memory)
 
-    def _deliver(
-        self, job: Job, token: int, work: Path, artifact: Artifact, report: Report
-    ) -> None:
-        self._blobs.write_report(job.id, report.model_dump(mode="json"))
+    def _deliver(self, held: _Held, work: Path, artifact: Artifact, report: Report) -> None:
+        job, blobs = held.job, held.stores.blobs
+        blobs.write_report(job.id, report.model_dump(mode="json"))
         if report.memory.inspection_peak_bytes:
             inspection = {"inspection_bytes": report.memory.inspection_peak_bytes}
-            publish_levels(self._store.redis, inspection)
+            publish_levels(self._tenants.redis, inspection)
         check_memory(report)
         check_gate(report, job.recipe.gate)
-        name = f"artifact-{token}"
-        (work / ARTIFACT_NAME).rename(self._blobs.job_folder(job.id) / name)
+        name = f"artifact-{held.token}"
+        (work / ARTIFACT_NAME).rename(blobs.job_folder(job.id) / name)
         result = JobResult(
             id=job.id,
             state="succeeded",
@@ -245,7 +251,15 @@ class Supervisor:
             cache=job.cache or "miss",
             finished_ms=now_ms(),
         )
-        self._endings.publish(job, token, result)
+        self._endings(held).publish(job, held.token, result)
+
+
+def _require_lease(held: _Held) -> None:
+    renewal = held.stores.jobs.renew(held.job.id, held.token)
+    if not renewal.held:
+        raise _Stopped(Outcome("lost"))
+    if renewal.cancel_requested:
+        raise _Stopped(Outcome("cancelled"))
 
 
 def choose_device(wanted: str) -> Any:  # noqa: ANN401 - Literal["cpu", "cuda"]

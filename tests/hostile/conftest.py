@@ -25,7 +25,7 @@ def client(data_dir: Path, redis_url: str) -> Iterator[FlaskClient]:
         Settings(data_dir=data_dir, redis_url=redis_url, max_upload="64MiB", max_extracted="8MiB")
     )
     yield app.test_client()
-    app.extensions["modelpress"].store.redis.close()
+    app.extensions["modelpress"].tenants.redis.close()
     app.extensions["modelpress"].celery.close()
 
 

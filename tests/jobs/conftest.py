@@ -7,7 +7,7 @@ from jobs.recipe import load_recipe
 
 @pytest.fixture
 def blobs(tmp_path):
-    return BlobStore(tmp_path)
+    return BlobStore(tmp_path, "default")
 
 
 @pytest.fixture

@@ -1,35 +1,47 @@
 import pytest
 
-from jobs.blobs import BlobStore, now_ms
+from jobs.blobs import now_ms
 from jobs.job import JobResult, JobSpec, new_job_id
+from jobs.machine import is_new
 from jobs.problems import Problem
 from jobs.queue import make_celery, waiting_rings
 from jobs.reaper import Reaper
 from jobs.recipe import load_recipe
 from jobs.settings import Settings
-from jobs.store import JobStore, connect
+from jobs.store import connect
 from jobs.sweeping import sweep
+from jobs.tenants import DEFAULT_TENANT, Tenants
 
 RECIPE = load_recipe("steps: [{op: quantize, scheme: w8a16}]")
 QUEUE = "test-queue"
 
 
 @pytest.fixture
-def store(redis_url):
-    redis = connect(redis_url)
-    yield JobStore(redis, lease_seconds=30, max_attempts=2)
+def settings(tmp_path, redis_url):
+    return Settings(data_dir=tmp_path, redis_url=redis_url, queue=QUEUE, max_attempts=2)
+
+
+@pytest.fixture
+def tenants(settings):
+    redis = connect(settings.redis)
+    yield Tenants(settings, redis)
     redis.close()
 
 
 @pytest.fixture
-def blobs(tmp_path):
-    return BlobStore(tmp_path)
+def store(tenants):
+    return tenants.stores(DEFAULT_TENANT).jobs
 
 
 @pytest.fixture
-def reaper(store, blobs, redis_url):
-    celery = make_celery(Settings(redis_url=redis_url, queue=QUEUE))
-    yield Reaper(store, blobs, celery, QUEUE, seconds=0.05)
+def blobs(tenants):
+    return tenants.stores(DEFAULT_TENANT).blobs
+
+
+@pytest.fixture
+def reaper(tenants, settings):
+    celery = make_celery(settings)
+    yield Reaper(tenants, celery, QUEUE, seconds=0.05)
     celery.close()
 
 
@@ -43,12 +55,12 @@ def submit(store, blobs, age_ms=0):
 
 
 def make_due(store, job_id):
-    store.redis.zadd("modelpress:open", {job_id: 1})
+    store.redis.zadd("modelpress:default:open", {job_id: 1})
 
 
 def lose_worker(store, job_id):
     claim = store.claim(job_id, "w")
-    store.redis.hset(f"modelpress:job:{job_id}", "lease_until_ms", 1)
+    store.redis.hset(store.key(job_id), "lease_until_ms", 1)
     make_due(store, job_id)
     return claim
 
@@ -209,7 +221,7 @@ def test_a_cancel_that_only_redis_knows_is_written_down(store, blobs, reaper):
 def test_the_thread_notices_that_redis_was_emptied(store, blobs, reaper, wait_until):
     job_id = submit(store, blobs, 120_000)
     reaper.start()
-    wait_until(lambda: not store.is_new() and store.get(job_id), "the first look")
+    wait_until(lambda: not is_new(store.redis) and store.get(job_id), "the first look")
 
     store.redis.flushdb()
 
@@ -228,3 +240,18 @@ def test_the_thread_outlives_what_it_meets(blobs, reaper, monkeypatch, wait_unti
     reaper.start()
     wait_until(lambda: len(looks) > 2, "further looks")
     reaper.stop()
+
+
+def test_the_jobs_of_every_tenant_are_looked_after(tenants, reaper):
+    theirs = [tenants.stores(name) for name in ("acme", "zeta")]
+    ids = [submit(stores.jobs, stores.blobs, 120_000) for stores in theirs]
+    for stores, job_id in zip(theirs, ids, strict=True):
+        stores.jobs.redis.zadd(f"modelpress:{stores.tenant}:open", {job_id: 1})
+
+    reaper.reap_once()
+    assert rings(theirs[0].jobs) == 2
+    theirs[0].jobs.redis.flushdb()
+
+    assert reaper.rebuild() == 2
+    assert [s.jobs.get(i).state for s, i in zip(theirs, ids, strict=True)] == ["queued"] * 2
+    assert tenants.stores("zeta").jobs.get(ids[0]) is None

@@ -19,7 +19,7 @@ ARTIFACT = Artifact(
 @pytest.fixture
 def store(redis_url):
     redis = connect(redis_url)
-    yield JobStore(redis, lease_seconds=30, max_attempts=3)
+    yield JobStore(redis, "default", lease_seconds=30, max_attempts=3)
     redis.close()
 
 
@@ -129,7 +129,7 @@ def test_of_many_claims_one_wins(store):
 def test_a_zombie_is_refused_after_its_job_was_taken(store):
     job_id = submit(store)
     old = store.claim(job_id, "zombie")
-    store.redis.hset(f"modelpress:job:{job_id}", "lease_until_ms", 1)
+    store.redis.hset(store.key(job_id), "lease_until_ms", 1)
     new = store.claim(job_id, "healthy")
 
     renewal = store.renew(job_id, old.token)

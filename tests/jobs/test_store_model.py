@@ -123,7 +123,7 @@ class StoreMachine(RuleBasedStateMachine):
         # A database of its own: a server that an earlier test stopped may still end a request.
         self.redis = connect(f"{self.redis_url}?db=1")
         self.redis.flushdb()
-        self.store = JobStore(self.redis, lease_seconds=60, max_attempts=MAX_ATTEMPTS)
+        self.store = JobStore(self.redis, "default", lease_seconds=60, max_attempts=MAX_ATTEMPTS)
         self.model: dict[str, ModelJob] = {}
         self.revisions: dict[str, int] = {}
 
@@ -192,7 +192,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(job=jobs)
     def time_passes_beyond_the_lease(self, job):
         if job in self.model and self.model[job].state == "running":
-            self.redis.hset(f"modelpress:job:{job}", "lease_until_ms", 1)
+            self.redis.hset(self.store.key(job), "lease_until_ms", 1)
             self.model[job].lease_is_over = True
 
     @rule(job=jobs)

@@ -11,11 +11,11 @@ def test_sweeping_removes_what_a_killed_process_left(blobs, job_id):
     script = (
         "import os, sys, pathlib\n"
         "from jobs.blobs import BlobStore\n"
-        "with BlobStore(pathlib.Path(sys.argv[1])).stage() as staged:\n"
+        "with BlobStore(pathlib.Path(sys.argv[1]), 'default').stage() as staged:\n"
         "    (staged / 'files' / 'half').write_bytes(b'x')\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(blobs.root)], check=False)
+    subprocess.run([sys.executable, "-c", script, str(blobs.root.parents[1])], check=False)
     assert [path.name for path in blobs.root.rglob("half")] == ["half"]
 
     with blobs.stage() as ours:

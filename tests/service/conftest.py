@@ -19,6 +19,7 @@ from jobs.equal_jobs import remember
 from jobs.job import Artifact, ArtifactFile, JobResult
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.tenants import DEFAULT_TENANT, Tenants
 from service import create_app
 from service.parts import EXTENSION, Parts
 
@@ -46,7 +47,7 @@ def app(settings: Settings) -> Iterator[Flask]:
     app = create_app(settings)
     yield app
     parts: Parts = app.extensions[EXTENSION]
-    parts.store.redis.close()
+    parts.tenants.redis.close()
     parts.celery.close()
 
 
@@ -56,13 +57,18 @@ def client(app: Flask) -> FlaskClient:
 
 
 @pytest.fixture
-def store(app: Flask) -> JobStore:
-    return app.extensions[EXTENSION].store
+def tenants(app: Flask) -> Tenants:
+    return app.extensions[EXTENSION].tenants
 
 
 @pytest.fixture
-def blobs(app: Flask) -> BlobStore:
-    return app.extensions[EXTENSION].blobs
+def store(tenants: Tenants) -> JobStore:
+    return tenants.stores(DEFAULT_TENANT).jobs
+
+
+@pytest.fixture
+def blobs(tenants: Tenants) -> BlobStore:
+    return tenants.stores(DEFAULT_TENANT).blobs
 
 
 @pytest.fixture
@@ -141,6 +147,7 @@ class Live:
 
     Attributes:
         data: Its data folder.
+        tenant: The default tenant's folder in it.
         process: gunicorn's arbiter.
         url: Where it listens.
         port: The same, for sockets.
@@ -148,6 +155,7 @@ class Live:
 
     def __init__(self, data: Path, redis_url: str, wait_until) -> None:
         self.data = data
+        self.tenant = data / "tenants" / DEFAULT_TENANT
         environment = {
             "PATH": os.environ["PATH"],
             "DATA_DIR": str(data),

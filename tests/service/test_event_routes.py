@@ -66,7 +66,7 @@ def test_pages_hold_the_same_events(client, ended):
 
 @pytest.mark.parametrize("last", [None, "1-0"])
 def test_a_gap_is_filled_by_a_snapshot(client, store, ended, last):
-    store.redis.xtrim(f"modelpress:job:{ended}:events", maxlen=2, approximate=False)
+    store.redis.xtrim(store.key(ended) + ":events", maxlen=2, approximate=False)
 
     headers = {"Last-Event-ID": last} if last else {}
     [(_, kind, data)] = parse(client.get(f"/jobs/{ended}/events", headers=headers).text)

@@ -28,7 +28,7 @@ def test_a_service_without_redis_lives_but_is_not_ready(lonely):
 
 
 def test_a_service_without_its_disk_is_not_ready(client, blobs):
-    blobs.root.rename(blobs.root.with_name("elsewhere"))
+    blobs.root.parents[1].rename(blobs.root.parents[1].with_name("elsewhere"))
 
     answer = client.get("/readyz")
 

@@ -5,14 +5,14 @@ import pytest
 
 
 @pytest.fixture
-def broken(app, client, monkeypatch):
+def broken(store, client, monkeypatch):
     """Makes the service fail inside a request."""
 
     def fail_with(error):
         def fail(*_):
             raise error
 
-        monkeypatch.setattr(app.extensions["modelpress"].store, "page", fail)
+        monkeypatch.setattr(store, "page", fail)
         return client.get("/jobs")
 
     return fail_with

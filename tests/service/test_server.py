@@ -124,7 +124,7 @@ def test_a_client_may_ask_before_it_sends(live, checkpoint):
 
 
 def test_equal_uploads_at_once_make_one_model(live, http, make_checkpoint):
-    models = len(list((live.data / "models").iterdir()))
+    models = len(list((live.tenant / "models").iterdir()))
     model = make_checkpoint({"w": (1024, 1024)})
 
     with ThreadPoolExecutor(4) as pool:
@@ -132,8 +132,8 @@ def test_equal_uploads_at_once_make_one_model(live, http, make_checkpoint):
 
     assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
     assert len({answer.json()["id"] for answer in answers}) == 1
-    assert len(list((live.data / "models").iterdir())) == models + 1
-    assert list((live.data / "staging").iterdir()) == []
+    assert len(list((live.tenant / "models").iterdir())) == models + 1
+    assert list((live.tenant / "staging").iterdir()) == []
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_a_stop_ends_a_stream_and_removes_the_address(own_live, redis_url, check
 
 
 def test_what_a_dead_process_left_staged_is_swept(own_live, wait_until):
-    staged = own_live.data / "staging" / "0123456789abcdef"
+    staged = own_live.tenant / "staging" / "0123456789abcdef"
     (staged / "files").mkdir(parents=True)
     (staged / "files" / "model.safetensors").write_bytes(b"half")
     (staged / "lock").touch()

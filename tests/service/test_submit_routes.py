@@ -185,7 +185,7 @@ def test_without_redis_a_submit_by_id_leaves_no_spec(lonely_client, tmp_path, ch
     answer = lonely_client.post("/jobs", json={"model": model, "spec": recipe})
 
     assert (answer.status_code, answer.json["code"]) == (503, "store_unavailable")
-    assert list((tmp_path / "data" / "jobs").iterdir()) == []
+    assert list((tmp_path / "data" / "tenants" / "default" / "jobs").iterdir()) == []
 
 
 def test_a_submit_whose_answer_was_lost_is_still_accepted(
@@ -284,11 +284,11 @@ def test_the_same_key_finds_an_equal_job_again(client, blobs, made, recipe):
     assert sorted(blobs.job_ids()) == sorted([made["id"], first.json["id"]])
 
 
-def test_an_equal_job_comes_back_after_a_loss_of_redis(client, app, store, blobs, made, recipe):
+def test_an_equal_job_comes_back_after_a_loss_of_redis(client, app, store, tenants, made, recipe):
     job = client.post("/jobs", json={"model": made["model"], "spec": recipe}).json
     store.redis.flushall()
 
-    Reaper(store, blobs, app.extensions[EXTENSION].celery, "none", 60).rebuild()
+    Reaper(tenants, app.extensions[EXTENSION].celery, "none", 60).rebuild()
 
     assert client.get(f"/jobs/{job['id']}").json == job
     again = client.post("/jobs", json={"model": made["model"], "spec": recipe}).json

@@ -8,14 +8,15 @@ import psutil
 import pytest
 from safetensors.numpy import save_file
 
-from jobs.blobs import BlobStore, now_ms
+from jobs.blobs import now_ms
 from jobs.checkpoint import open_checkpoint
 from jobs.job import JobSpec, new_job_id
 from jobs.queue import make_celery
 from jobs.recipe import parse_recipe
 from jobs.safetensors_header import TensorSpec, encode_header
 from jobs.settings import Settings
-from jobs.store import JobStore, connect
+from jobs.store import connect
+from jobs.tenants import DEFAULT_TENANT, Tenants
 from worker.supervisor import Supervisor
 
 INT8 = {"steps": [{"op": "quantize", "scheme": "w8a16"}]}
@@ -28,10 +29,11 @@ class Workshop:
         self.settings = Settings(
             redis_url=redis_url, data_dir=folder, renew_seconds=0.05, device="cpu", queue="none"
         )
-        self.store = JobStore(connect(redis_url), lease_seconds=30, max_attempts=3)
-        self.blobs = BlobStore(folder)
+        self.tenants = Tenants(self.settings, connect(redis_url))
+        own = self.tenants.stores(DEFAULT_TENANT)
+        self.store, self.blobs = own.jobs, own.blobs
         self.celery = make_celery(self.settings)
-        self.supervisor = Supervisor(self.settings, self.store, self.blobs, self.celery)
+        self.supervisor = Supervisor(self.settings, self.tenants, self.celery)
 
     def close(self) -> None:
         self.supervisor.stop()
@@ -74,7 +76,7 @@ class Workshop:
 
     def run(self, model: str, recipe=INT8, *, use_cache: bool = False):
         job_id = self.submit(model, recipe, use_cache=use_cache)
-        self.supervisor.run(job_id)
+        self.supervisor.run(DEFAULT_TENANT, job_id)
         return self.store.get(job_id)
 
     def runner(self) -> psutil.Process:
@@ -103,7 +105,7 @@ class Workshop:
 
         thread = threading.Thread(target=watch)
         thread.start()
-        self.supervisor.run(job_id)
+        self.supervisor.run(DEFAULT_TENANT, job_id)
         thread.join()
         assert seen == []
 

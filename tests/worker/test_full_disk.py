@@ -46,7 +46,7 @@ def fill(folder: Path, leave: int = 0) -> Path:
 
 def run_to_the_end(workshop, job_id):
     for _ in range(3):
-        workshop.supervisor.run(job_id)
+        workshop.supervisor.run("default", job_id)
     return workshop.store.get(job_id)
 
 
@@ -120,7 +120,7 @@ def test_a_disk_that_is_full_when_the_end_is_written_keeps_no_artifact(workshop,
     monkeypatch.setattr(workshop.blobs, "publish_result", refuse_success)
     job_id = workshop.submit(workshop.small_model())
 
-    workshop.supervisor.run(job_id)
+    workshop.supervisor.run("default", job_id)
 
     assert workshop.store.get(job_id).attempts[0].reason == "storage_full"
     assert [path.name for path in workshop.blobs.job_folder(job_id).glob("*-*")] == []

@@ -14,7 +14,7 @@ RECIPE = load_recipe("steps: [{op: quantize, scheme: w8a16}]")
 @pytest.fixture
 def store(redis_url):
     redis = connect(redis_url)
-    yield JobStore(redis, lease_seconds=30)
+    yield JobStore(redis, "default", lease_seconds=30)
     redis.close()
 
 
@@ -50,7 +50,7 @@ def test_a_cancel_becomes_the_verdict(store, claimed):
 
 def test_a_job_taken_by_another_is_lost(store, claimed):
     with hold(store, claimed) as lease:
-        store.redis.hset(f"modelpress:job:{claimed[0]}", "token", 999)
+        store.redis.hset(store.key(claimed[0]), "token", 999)
 
         assert wait(lease) == "lost"
 
@@ -64,7 +64,9 @@ def test_a_forgotten_job_is_lost(store, claimed):
 
 def test_a_redis_that_stays_away_is_given_up_before_the_lease_ends(claimed, store, tmp_path):
     gone = connect(f"unix://{tmp_path}/nobody.sock")
-    lease = Lease(JobStore(gone), claimed[0], claimed[1], lease_seconds=0.3, renew_seconds=0.02)
+    lease = Lease(
+        JobStore(gone, "default"), claimed[0], claimed[1], lease_seconds=0.3, renew_seconds=0.02
+    )
     with lease:
         assert wait(lease) == "lost"
 
@@ -84,14 +86,14 @@ def test_progress_is_told_with_the_renewals(store, claimed):
 
 def test_a_lease_outlives_its_length_as_long_as_it_is_renewed(store, claimed):
     job_id, _ = claimed
-    before = int(store.redis.hget(f"modelpress:job:{job_id}", "lease_until_ms"))
+    before = int(store.redis.hget(store.key(job_id), "lease_until_ms"))
     last = store.events(job_id)[-1].id
 
     with hold(store, claimed) as lease:
         lease.tell(Progress(phase="p", step=1, steps=1, done=0, total=1, unit="x"))
         next_event(store, job_id, last)
 
-    assert int(store.redis.hget(f"modelpress:job:{job_id}", "lease_until_ms")) > before
+    assert int(store.redis.hget(store.key(job_id), "lease_until_ms")) > before
 
 
 def test_a_store_that_hangs_costs_the_lease_before_it_is_given_away(store, claimed, wait_until):

@@ -36,14 +36,16 @@ class Hostile:
 
 
 class Cell:
-    """A data folder with two jobs, and a sandbox around the first of them."""
+    """A data folder with the jobs of two tenants, and a sandbox around one of the first's."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.model, self.work = root / "models" / "ours", root / "jobs" / "ours"
-        self.other = root / "jobs" / "other" / "model.safetensors"
-        for folder in (self.model, self.work, self.other.parent):
+        own, foreign = root / "tenants" / "own", root / "tenants" / "foreign"
+        self.model, self.work = own / "models" / "ours", own / "jobs" / "ours"
+        self.other = own / "jobs" / "other" / "model.safetensors"
+        for folder in (self.model, self.work, self.other.parent, foreign):
             folder.mkdir(parents=True)
+        (root / "key-secret").write_bytes(b"secret")
         (self.model / "model.safetensors").write_bytes(b"weights")
         self.other.write_bytes(b"of somebody else")
 
@@ -131,10 +133,24 @@ def test_an_abstract_socket_of_the_machine_cannot_be_reached(cell):
 
 def test_the_files_of_another_job_cannot_be_seen(cell):
     said, _ = cell.load(attempt(f"open({str(cell.other)!r})"))
-    listed, _ = cell.load(f"import os; said = sorted(os.listdir({str(cell.root)!r}))")
+    listed, _ = cell.load(
+        f"import os; said = [sorted(names) for _, names, _ in os.walk({str(cell.root)!r})]"
+    )
 
     assert said == errno.ENOENT
-    assert listed == ["jobs", "models"]
+    assert listed[:3] == [["tenants"], ["own"], ["jobs", "models"]]
+
+
+def test_no_file_of_the_data_folder_is_there_but_the_model(cell):
+    said, _ = cell.load(
+        f"import os; said = [name for _, _, names in os.walk({str(cell.root)!r}) for name in names]"
+    )
+
+    assert said == ["model.safetensors"]
+
+
+def test_a_supervisor_hides_what_belongs_to_all_tenants(workshop, tmp_path):
+    assert workshop.supervisor.runners._hidden == tmp_path.resolve()
 
 
 def test_no_folder_of_a_user_can_be_seen(cell):

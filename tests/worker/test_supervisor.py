@@ -61,8 +61,8 @@ def test_equal_jobs_give_artifacts_of_equal_bytes(workshop):
 def test_a_doorbell_too_many_does_nothing(workshop):
     job = workshop.run(workshop.small_model())
 
-    workshop.supervisor.run(job.id)
-    workshop.supervisor.run("job_" + "0" * 32)
+    workshop.supervisor.run("default", job.id)
+    workshop.supervisor.run("default", "job_" + "0" * 32)
 
     assert workshop.store.get(job.id) == job
 
@@ -118,7 +118,7 @@ def test_a_killed_runner_is_tried_again_and_gives_the_same_bytes(workshop):
 
     workshop.while_running(job_id, lambda runner: runner.kill())
     assert workshop.store.get(job_id).state == "queued"
-    workshop.supervisor.run(job_id)
+    workshop.supervisor.run("default", job_id)
 
     job = workshop.store.get(job_id)
     assert (job.state, job.attempt) == ("succeeded", 2)
@@ -146,7 +146,7 @@ def test_the_attempt_after_a_killed_one_goes_on_where_that_was(workshop, tmp_pat
 
     workshop.while_running(job_id, kill)
     [left] = workshop.blobs.job_folder(job_id).glob("work-*")
-    workshop.supervisor.run(job_id)
+    workshop.supervisor.run("default", job_id)
 
     job = workshop.store.get(job_id)
     assert (job.state, job.attempt) == ("succeeded", 2), job.failure
@@ -167,7 +167,7 @@ def test_a_runner_that_always_dies_fails_the_job_after_three_attempts(workshop):
 
     for _ in range(3):
         workshop.while_running(job_id, lambda runner: runner.send_signal(signal.SIGSEGV))
-    workshop.supervisor.run(job_id)
+    workshop.supervisor.run("default", job_id)
 
     job = workshop.store.get(job_id)
     assert (job.state, job.attempt, job.failure["code"]) == ("failed", 3, "runner_died")
@@ -189,7 +189,7 @@ def test_a_killed_template_is_replaced(workshop):
         psutil.wait_procs([runner], timeout=10)
 
     workshop.while_running(job_id, act)
-    workshop.supervisor.run(job_id)
+    workshop.supervisor.run("default", job_id)
 
     job = workshop.store.get(job_id)
     assert (job.state, job.attempt) == ("succeeded", 2)
@@ -255,7 +255,7 @@ def test_a_worker_that_is_shut_down_gives_its_job_back_uncounted(workshop):
     job = workshop.store.get(job_id)
     assert (job.state, job.attempt, job.attempts[0].reason) == ("queued", 0, "drained")
     workshop.supervisor._drain = None
-    workshop.supervisor.run(job_id)
+    workshop.supervisor.run("default", job_id)
     assert workshop.blobs.report(job_id)["resumed"]["bytes_skipped"] > 0
 
 
@@ -267,7 +267,7 @@ def test_a_job_taken_by_another_worker_is_let_go(workshop):
         outcome = "held"
         while outcome == "held":
             # The holder may renew between these two.
-            workshop.store.redis.hset(f"modelpress:job:{job_id}", "lease_until_ms", 1)
+            workshop.store.redis.hset(workshop.store.key(job_id), "lease_until_ms", 1)
             outcome = workshop.store.claim(job_id, "other").outcome
         assert outcome == "claimed"
 
@@ -283,7 +283,7 @@ def test_a_result_that_another_attempt_published_is_kept(workshop):
     theirs = JobResult(id=job_id, state="succeeded", attempt=1, finished_ms=1)
     workshop.blobs.publish_result(theirs)
 
-    workshop.supervisor.run(job_id)
+    workshop.supervisor.run("default", job_id)
 
     assert workshop.store.get(job_id).state == "succeeded"
     assert workshop.blobs.read_result(job_id) == theirs
@@ -313,7 +313,7 @@ def test_runners_work_in_a_sandbox_and_hold_nothing_but_their_pipe_and_files(wor
 
 
 def test_nothing_is_left_running_when_the_supervisor_stops(workshop):
-    other = Supervisor(workshop.settings, workshop.store, workshop.blobs, workshop.celery)
+    other = Supervisor(workshop.settings, workshop.tenants, workshop.celery)
     template = psutil.Process(other.runners.template_pid)
 
     other.stop()
@@ -345,7 +345,7 @@ def test_the_next_worker_hashes_what_one_that_ended_left(workshop, wait_until):
     digests = workshop.blobs.job_folder(job.id) / "sha256.json"
     digests.unlink(missing_ok=True)
 
-    checksums = Checksums(workshop.blobs)
+    checksums = Checksums(lambda: [workshop.blobs])
     wait_until(digests.exists, "the digests")
     checksums.stop()
 
@@ -386,7 +386,7 @@ def test_a_cancel_that_comes_while_the_artifact_is_hashed_counts(workshop, monke
     monkeypatch.setattr("worker.collect.measure_files", cancel_while_hashing)
     job_id = workshop.submit(workshop.small_model())
 
-    workshop.supervisor.run(job_id)
+    workshop.supervisor.run("default", job_id)
 
     assert workshop.store.get(job_id).state == "cancelled"
     assert workshop.blobs.artifact_folder(job_id) is None
@@ -410,14 +410,14 @@ def test_a_worker_that_is_shut_down_while_it_hashes_gives_its_job_back(workshop,
 
 def test_a_stale_attempt_does_not_replace_the_report(workshop, monkeypatch):
     def lose_while_hashing(folder, most_bytes, check):
-        workshop.store.redis.hset(f"modelpress:job:{job_id}", "token", 999)
+        workshop.store.redis.hset(workshop.store.key(job_id), "token", 999)
         workshop.blobs.write_report(job_id, {"of": "the other attempt"})
         return measure_files(folder, most_bytes, lambda: None)
 
     monkeypatch.setattr("worker.collect.measure_files", lose_while_hashing)
     job_id = workshop.submit(workshop.small_model())
 
-    workshop.supervisor.run(job_id)
+    workshop.supervisor.run("default", job_id)
 
     assert workshop.blobs.report(job_id) == {"of": "the other attempt"}
 
@@ -436,7 +436,7 @@ def test_a_disk_that_is_full_fails_the_job_and_keeps_no_scratch(workshop, monkey
         return release(*args, **kwargs)
 
     monkeypatch.setattr(workshop.store, "release", look_then_release)
-    workshop.supervisor.run(job_id)
+    workshop.supervisor.run("default", job_id)
 
     assert workshop.store.get(job_id).attempts[0].reason == "storage_full"
     assert scratch == []
@@ -458,7 +458,7 @@ def test_equal_jobs_that_are_submitted_together_are_made_once(workshop):
     job_ids = [workshop.submit(model, recipe, use_cache=True) for recipe in recipes]
 
     for job_id in job_ids:
-        workshop.supervisor.run(job_id)
+        workshop.supervisor.run("default", job_id)
 
     jobs = [workshop.store.get(job_id) for job_id in job_ids]
     assert [(job.state, job.cache) for job in jobs] == [
@@ -515,7 +515,7 @@ def test_a_doorbell_for_an_answered_job_completes_its_digests(workshop, wait_unt
     expected = digests.read_bytes()
     digests.unlink()
 
-    workshop.supervisor.run(second.id)
+    workshop.supervisor.run("default", second.id)
 
     wait_until(digests.exists, "the digests again")
     assert (second.cache, digests.read_bytes()) == ("hit", expected)
