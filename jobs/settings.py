@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -37,6 +37,10 @@ class Settings(BaseSettings):
         16,
         ge=0,
         description="Long polls and event streams held at once; further ones are answered at once.",
+    )
+    key_secret: SecretStr = Field(
+        SecretStr(""),
+        description="Secret of the stored API keys' HMACs. Empty: one is made inside DATA_DIR.",
     )
     queue: str = Field(
         "jobs", description="Celery queue that the service rings and the workers listen to."

@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from modelpress import __version__
-from modelpress.client import DEFAULT_URL
+from modelpress.client import API_KEY_VARIABLE, DEFAULT_URL
 from modelpress.exit_codes import DOES_NOT_FIT, HELP
 from modelpress.job_table import render_job, render_jobs
+from modelpress.key_commands import keys_group
 from modelpress.plan_table import render_plan
 from modelpress.recipe_file import read_recipe
 from modelpress.report_table import render_report
@@ -70,15 +71,19 @@ wanted_job = click.argument("job_id", metavar="JOB")
     "--url", envvar="MODELPRESS_URL", default=DEFAULT_URL, show_default=True, show_envvar=True,
     help="The service.",
 )  # fmt: skip
+@click.option(
+    "--api-key", envvar=API_KEY_VARIABLE, show_envvar=True, metavar="KEY",
+    help="The API key. In the variable nobody else on the machine sees it.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON on standard output.")
 @click.version_option(__version__)
 @click.pass_context
-def cli(context: click.Context, url: str, *, as_json: bool) -> None:
+def cli(context: click.Context, url: str, api_key: str | None, *, as_json: bool) -> None:
     """Compress PyTorch models with a Modelpress service.
 
     Options such as --url and --json stand before the command.
     """
-    context.obj = Session(url, as_json)
+    context.obj = Session(url, as_json, api_key)
 
 
 @cli.command()
@@ -245,6 +250,9 @@ def remove(session: Session, job_ids: tuple[str, ...]) -> None:
         for job_id in job_ids:
             client.delete(job_id)
         session.answer({"removed": list(job_ids)}, lambda: "\n".join(job_ids))
+
+
+cli.add_command(keys_group)
 
 
 def main() -> None:

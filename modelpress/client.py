@@ -1,7 +1,9 @@
 """The client: one method for each thing that the service can do, and `run` for all in a row."""
 
+import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,7 @@ from modelpress.values import Dataset, Job, Model, dataset_from, is_model_id, jo
 from modelpress.waiting import fetch_job, wait_for
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+API_KEY_VARIABLE = "MODELPRESS_API_KEY"
 JSON = {"Accept": "application/json"}
 
 OnBytes = Callable[[int, int], None]
@@ -37,9 +40,11 @@ class Client:
         timeout: Seconds without any sign of life after which a request counts as failed.
         backoff: How patiently requests are repeated.
         transport: An httpx transport to send through instead of the network, as in httpx.
+        api_key: The API key; by default what ``MODELPRESS_API_KEY`` holds. It is sent to this
+            service and to nobody else, and no error shows it.
 
     Raises:
-        ValueError: The URL is not an http or https one.
+        ValueError: The URL is not an http or https one, or the key holds what no key does.
     """
 
     def __init__(
@@ -49,8 +54,10 @@ class Client:
         timeout: float = 30.0,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
         transport: httpx.BaseTransport | None = None,
+        api_key: str | None = None,
     ) -> None:
-        self._connection = Connection(url, timeout, backoff, transport)
+        key = os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key
+        self._connection = Connection(url, timeout, backoff, transport, key)
 
     def __enter__(self) -> Self:
         return self
@@ -233,6 +240,40 @@ class Client:
             DigestMismatch: A file is not what the job names; it was removed.
         """
         return download_artifact(self._connection, self.job(job_id), Path(folder), on_bytes)
+
+    def create_key(
+        self,
+        name: str,
+        scopes: Iterable[str] = ("read", "submit"),
+        *,
+        tenant: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> dict[str, Any]:
+        """Make an API key.
+
+        Args:
+            name: What it is for.
+            scopes: What it may do: some of ``read``, ``submit`` and ``admin``.
+            tenant: Whose it is; by default that of the key in use.
+            expires_at: When it ends, with a time zone; None for never.
+
+        Returns:
+            What is known about it, and in ``key`` the key itself, which is told this once. Where an
+            answer was lost and the request repeated, `keys` shows one more that nobody was told.
+        """
+        members: dict[str, Any] = {"name": name, "scopes": list(scopes)}
+        members |= {"tenant": tenant} if tenant else {}
+        members |= {"expires_at": expires_at.isoformat()} if expires_at else {}
+        return document(self._connection.send("POST", "/keys", headers=JSON, json=members))
+
+    def keys(self) -> list[dict[str, Any]]:
+        """Fetch what is known about the API keys, oldest first, revoked ones too."""
+        answer = self._connection.send("GET", "/keys", headers=JSON)
+        return read(answer, lambda members: list(members["data"]))
+
+    def revoke_key(self, key_id: str) -> None:
+        """End an API key at once and for good."""
+        self._connection.send("DELETE", f"/keys/{quote(key_id, safe='')}")
 
     def run(
         self,

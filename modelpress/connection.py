@@ -4,6 +4,7 @@ Every request of this client may be sent twice without harm: uploads are address
 submits carry an Idempotency-Key, and the rest reads or asks for a state. So all are retried.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,9 +27,10 @@ class Connection:
         timeout: Seconds without any sign of life after which a request counts as failed.
         backoff: How patiently requests are repeated.
         transport: An httpx transport to send through instead of the network.
+        api_key: The API key; None or empty to send none.
 
     Raises:
-        ValueError: The URL is not an http or https one.
+        ValueError: The URL is not an http or https one, or the key holds what no key does.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Connection:
         timeout: float,
         backoff: Backoff,
         transport: httpx.BaseTransport | None,
+        api_key: str | None = None,
     ) -> None:
         try:
             parsed = httpx.URL(url)
@@ -47,7 +50,9 @@ class Connection:
         self.url = url
         self.timeout = timeout
         self.backoff = backoff
-        self._client = httpx.Client(base_url=parsed, timeout=timeout, transport=transport)
+        self._client = httpx.Client(
+            base_url=parsed, timeout=timeout, transport=transport, headers=_authorization(api_key)
+        )
 
     def close(self) -> None:
         """Close the open connections."""
@@ -155,6 +160,16 @@ class Connection:
         failure = ServiceUnreachable(f"No answer from {self.url}: {reason}.")
         failure.__cause__ = error
         return failure
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    key = (api_key or "").strip()
+    if not key:
+        return {}
+    if not re.fullmatch(r"[A-Za-z0-9_]+", key):
+        # Found here, and not by a library that would show it in its message.
+        raise ValueError("the API key holds characters that no key does")
+    return {"Authorization": f"Bearer {key}"}
 
 
 def is_passing(failure: ModelpressError) -> bool:

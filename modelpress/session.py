@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import click
@@ -31,10 +31,12 @@ class Session:
     Attributes:
         url: The service's root.
         as_json: Whether standard output is for a program.
+        api_key: The API key, if there is one.
     """
 
     url: str
     as_json: bool
+    api_key: str | None = field(default=None, repr=False)
 
     @contextmanager
     def client(self) -> Iterator[Client]:
@@ -44,11 +46,11 @@ class Session:
             The client.
 
         Raises:
-            UsageError: The URL is none.
+            UsageError: The URL is none, or the API key.
             SystemExit: The block raised an error; its code is that of `exit_code`.
         """
         try:
-            client = Client(self.url)
+            client = Client(self.url, api_key=self.api_key)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         try:
@@ -122,7 +124,7 @@ class Session:
         except KeyboardInterrupt:
             if cancel_on_interrupt:
                 # The interrupt may have left a request half sent, so this takes a new connection.
-                with Client(self.url) as fresh:
+                with Client(self.url, api_key=self.api_key) as fresh:
                     fresh.cancel(job_id)
                 self.say(f"{job_id} was asked to stop.")
             else:

@@ -5,6 +5,7 @@ import contextlib
 import structlog
 from flask import Flask, Response, g, request
 
+from jobs.keys import KeyStore
 from jobs.queue import make_celery
 from jobs.settings import Settings
 from jobs.store import connect
@@ -16,6 +17,7 @@ from service import (
     headers,
     identity,
     job_routes,
+    key_routes,
     metrics,
     model_routes,
     ops_routes,
@@ -35,6 +37,7 @@ _ROUTES = (
     docs_routes,
     event_routes,
     job_routes,
+    key_routes,
     model_routes,
     ops_routes,
     plan_routes,
@@ -54,9 +57,11 @@ def create_app(settings: Settings) -> Flask:
     """
     app = Flask("service", static_folder=None)
     app.json.sort_keys = False  # type: ignore[attr-defined] # only the default provider has it
+    keys = KeyStore(settings.data_dir, settings.key_secret.get_secret_value())
     app.extensions[EXTENSION] = Parts(
         settings=settings,
         tenants=Tenants(settings, connect(settings.redis)),
+        keys=keys,
         celery=make_celery(settings),
         waiters=Waiters(settings.max_long_polls),
         metrics=metrics.Metrics(),
@@ -65,7 +70,7 @@ def create_app(settings: Settings) -> Flask:
     headers.install(app)
     metrics.install(app)
     problems.install(app)
-    identity.install(app)
+    identity.install(app, settings, keys)
     for module in _ROUTES:
         app.register_blueprint(module.routes)
     app.after_request(_log_request)

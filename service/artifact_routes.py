@@ -37,6 +37,7 @@ _CONDITIONS = ("Range", "If-Range", "If-None-Match")
     Operation(
         summary="Download the artifact",
         tag="artifacts",
+        scope="read",
         headers=_CONDITIONS,
         answers=_ANSWERS,
         problems=_PROBLEMS,
@@ -59,6 +60,7 @@ def show_artifact(job_id: str) -> Response:
     Operation(
         summary="Download one file of the artifact",
         tag="artifacts",
+        scope="read",
         headers=_CONDITIONS,
         answers=_ANSWERS,
         problems=_PROBLEMS,

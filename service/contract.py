@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from flask import Request
 from pydantic import BaseModel, ValidationError
 
+from jobs.keys import Scope
 from jobs.problems import Detail, Problem
 
 JSON = "application/json"
@@ -15,6 +16,9 @@ ATTRIBUTE = "operation"
 
 #: What can go wrong at every address.
 COMMON_PROBLEMS = ("internal_error", "malformed_request", "address_too_long", "headers_too_large")
+
+#: What can go wrong besides where a key is asked for.
+KEY_PROBLEMS = ("key_required", "key_invalid", "scope_missing")
 
 #: Request headers that routes understand.
 REQUEST_HEADERS: dict[str, str] = {
@@ -33,6 +37,7 @@ REQUEST_HEADERS: dict[str, str] = {
 #: Response headers that answers may carry.
 RESPONSE_HEADERS: dict[str, str] = {
     "Location": "Where the resource is.",
+    "WWW-Authenticate": "`Bearer`: how to say who asks.",
     "Retry-After": "Seconds until it is worth asking again.",
     "ETag": "Strong validator.",
     "Link": "`rel=next`: the next page.",
@@ -87,6 +92,7 @@ class Operation:
     Attributes:
         summary: One line.
         tag: Under which heading.
+        scope: What the key must be for; None where everybody may ask.
         answers: How it answers when all goes well.
         problems: Codes of the problems that it may answer with, beside the common ones.
         query: The query's parameters.
@@ -97,6 +103,7 @@ class Operation:
 
     summary: str
     tag: str
+    scope: Scope | None
     answers: tuple[Answer, ...]
     problems: tuple[str, ...] = ()
     query: type[BaseModel] | None = None

@@ -25,6 +25,7 @@ _SWAGGER_POLICY = (
     Operation(
         summary="This contract",
         tag="service",
+        scope=None,
         answers=(Answer(200, "OpenAPI 3.1.", {"application/yaml": None}),),
     )
 )
@@ -40,6 +41,7 @@ def show_openapi() -> Response:
     Operation(
         summary="The contract, to read and try",
         tag="service",
+        scope=None,
         answers=(Answer(200, "A page.", {_HTML: None}),),
     )
 )
@@ -53,6 +55,7 @@ def show_docs() -> Response:
     Operation(
         summary="Every problem code",
         tag="service",
+        scope=None,
         answers=(Answer(200, "A page with an anchor for each code.", {_HTML: None}),),
     )
 )
@@ -66,6 +69,7 @@ def show_problems() -> Response:
     Operation(
         summary="Scripts and styles of the pages",
         tag="service",
+        scope=None,
         answers=(Answer(200, "The file.", {"text/javascript": None, "text/css": None}),),
         problems=("not_found",),
     )

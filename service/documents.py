@@ -3,9 +3,10 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from jobs.job import Job, JobState, Labels
+from jobs.keys import Scope
 from jobs.recipe import Recipe
 
 Pointer = Annotated[str, Field(description="JSON pointer (RFC 6901) into the request.")]
@@ -142,6 +143,48 @@ class LabelsDocument(_Input):
     """The labels of a form."""
 
     labels: Labels
+
+
+class KeyRequest(_Input):
+    """A key to make."""
+
+    name: str = Field(min_length=1, max_length=100, description="What it is for.")
+    scopes: frozenset[Scope] = Field(
+        frozenset({"read", "submit"}),
+        min_length=1,
+        description="`read`: look and download; `submit`: upload, submit, cancel and remove; "
+        "`admin`: keys.",
+    )
+    tenant: str | None = Field(
+        None, description="Whose; by default the asking key's. Only keys of `default` may differ."
+    )
+    expires_at: AwareDatetime | None = Field(None, description="When it ends; null for never.")
+
+
+class KeyDocument(_Answer):
+    """What is known about a key; the key itself is not."""
+
+    id: str
+    tenant: str
+    scopes: tuple[Scope, ...]
+    name: str
+    last_characters: str = Field(description="How the key ends, to tell it from others.")
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    links: dict[str, str]
+
+
+class NewKeyDocument(KeyDocument):
+    """A key that was just made."""
+
+    key: str = Field(description="The key. It is told here and never again.")
+
+
+class KeyList(_Answer):
+    """Keys, oldest first."""
+
+    data: tuple[KeyDocument, ...]
 
 
 class JobsQuery(_Input):

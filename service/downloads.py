@@ -77,7 +77,6 @@ def _span(request: Request, etag: str, total: int) -> tuple[int, int] | None:
 def _describe(response: Response, download: Download) -> None:
     response.set_etag(download.etag)
     response.headers["Accept-Ranges"] = "bytes"
-    response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
     response.headers["Content-Disposition"] = (
         f"attachment; filename*=UTF-8''{quote(download.name, safe='')}"
     )

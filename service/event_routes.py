@@ -35,6 +35,7 @@ _MAX_STREAM_SECONDS = 600.0
     Operation(
         summary="Follow a job",
         tag="jobs",
+        scope="read",
         query=EventsQuery,
         headers=("Last-Event-ID",),
         answers=(

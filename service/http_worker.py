@@ -178,6 +178,8 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
             "Connection: close\r\n"
             f"Content-Type: {PROBLEM_JSON}\r\n"
             f"Content-Length: {len(body)}\r\n"
+            "Cache-Control: no-store\r\n"
+            "X-Content-Type-Options: nosniff\r\n"
             f"X-Request-Id: {request_id}\r\n\r\n"
         )
         try:

@@ -75,7 +75,6 @@ def answer_job(job: Job, status: int = 200) -> Response:
     response = jsonify(document.model_dump(mode="json"))
     response.status_code = status
     response.set_etag(etag_of(document))
-    response.headers["Cache-Control"] = "private, no-cache"
     if not job.is_terminal:
         response.headers["Retry-After"] = str(_retry_seconds(job))
     return response

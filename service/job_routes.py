@@ -26,6 +26,7 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
     Operation(
         summary="List jobs",
         tag="jobs",
+        scope="read",
         query=JobsQuery,
         answers=(json_answer(200, "A page, newest first.", JobPage, "Link"),),
         problems=("invalid_cursor", "store_unavailable"),
@@ -52,6 +53,7 @@ def list_jobs() -> Response:
     Operation(
         summary="Poll a job",
         tag="jobs",
+        scope="read",
         headers=("If-None-Match", "Prefer"),
         answers=(
             json_answer(
@@ -84,6 +86,7 @@ def show_job(job_id: str) -> Response:
     Operation(
         summary="Cancel a job",
         tag="jobs",
+        scope="submit",
         answers=(
             json_answer(202, "It is running and will stop soon.", JobDocument, "Retry-After"),
             json_answer(200, "It has ended.", JobDocument),
@@ -105,6 +108,7 @@ def cancel_job(job_id: str) -> Response:
     Operation(
         summary="Remove a job",
         tag="jobs",
+        scope="submit",
         answers=(Answer(204, "It is gone, with its artifact."),),
         problems=("job_not_found", "job_not_terminal", "store_unavailable"),
     )

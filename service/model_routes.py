@@ -51,6 +51,7 @@ _DATASET_FORM = Form({"dataset": "The data set."}, required=("dataset",))
     Operation(
         summary="Upload a model",
         tag="models",
+        scope="submit",
         body={BINARY: None, "multipart/form-data": _MODEL_FORM},
         headers=_DIGESTS,
         answers=(
@@ -73,6 +74,7 @@ def create_model() -> Response:
     Operation(
         summary="Upload a data set",
         tag="datasets",
+        scope="submit",
         body={BINARY: None, "multipart/form-data": _DATASET_FORM},
         headers=_DIGESTS,
         answers=(
@@ -92,6 +94,7 @@ def create_dataset() -> Response:
     Operation(
         summary="Look at a model",
         tag="models",
+        scope="read",
         answers=(json_answer(200, "What its headers tell.", ModelDocument),),
         problems=("model_not_found",),
         with_head=True,
@@ -107,6 +110,7 @@ def show_model(model_id: str) -> Response:
     Operation(
         summary="Look at a data set",
         tag="datasets",
+        scope="read",
         answers=(json_answer(200, "What is known about it.", DatasetDocument),),
         problems=("dataset_not_found",),
         with_head=True,
@@ -125,6 +129,7 @@ def show_dataset(dataset_id: str) -> Response:
     Operation(
         summary="Remove a model",
         tag="models",
+        scope="submit",
         answers=(Answer(204, "It is gone."),),
         problems=("model_not_found", "model_in_use", "store_unavailable"),
     )
@@ -146,6 +151,7 @@ def delete_model(model_id: str) -> Response:
     Operation(
         summary="Remove a data set",
         tag="datasets",
+        scope="submit",
         answers=(Answer(204, "It is gone."),),
         problems=("dataset_not_found",),
     )

@@ -25,6 +25,7 @@ from service.application import create_app
 from service.contract import (
     ATTRIBUTE,
     COMMON_PROBLEMS,
+    KEY_PROBLEMS,
     REQUEST_HEADERS,
     RESPONSE_HEADERS,
     Answer,
@@ -37,6 +38,12 @@ from service.problems import PROBLEM_JSON
 FILE_NAME = "openapi.yaml"
 _VARIABLE = re.compile(r"<(?:[a-z]+:)?([a-z_]+)>")
 _TEXT = {"type": "string"}
+_KEY = "key"
+_KEY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key. None is needed on a service that has none and listens on loopback.",
+}
 
 
 def operations(app: Flask) -> Iterator[tuple[str, str, Operation, str]]:
@@ -86,6 +93,7 @@ def document(app: Flask) -> dict[str, Any]:
                 "description": "Makes PyTorch models smaller, inside a memory budget.",
             },
             "paths": paths,
+            "components": {"securitySchemes": {_KEY: _KEY_SCHEME}},
         }
     )
     full = construct_open_api_with_schema_class(bare)
@@ -110,6 +118,8 @@ def _operation(path: str, method: str, operation: Operation, doc: str) -> dict[s
             **_problems(operation, method),
         },
     }
+    if operation.scope is not None:
+        members["security"] = [{_KEY: [operation.scope]}, {}]
     if operation.body is not None:
         members["requestBody"] = {
             "required": True,
@@ -153,12 +163,16 @@ def _answer(answer: Answer, method: str) -> dict[str, Any]:
 
 def _problems(operation: Operation, method: str) -> dict[str, Any]:
     by_status: dict[int, list[str]] = defaultdict(list)
-    for code in (*operation.problems, *COMMON_PROBLEMS):
+    asking = KEY_PROBLEMS if operation.scope is not None else ()
+    for code in (*operation.problems, *asking, *COMMON_PROBLEMS):
         by_status[CATALOGUE[code].status].append(code)
     return {
         str(status): _answer(
             Answer(
-                status, ", ".join(f"`{c}`" for c in sorted(codes)), {PROBLEM_JSON: ProblemDocument}
+                status,
+                ", ".join(f"`{c}`" for c in sorted(codes)),
+                {PROBLEM_JSON: ProblemDocument},
+                ("WWW-Authenticate",) if status == 401 else (),
             ),
             method,
         )

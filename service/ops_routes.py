@@ -14,6 +14,7 @@ from jobs.recipe import PruneStep, QuantizeStep
 from jobs.store import IDEMPOTENCY_SECONDS
 from service.contract import Answer, Operation, declare, json_answer
 from service.documents import Capabilities, Health, Limits
+from service.identity import identity
 from service.metrics import CONTENT_TYPE
 from service.parts import parts
 from service.receive import MAX_TEXT_BYTES
@@ -40,6 +41,7 @@ _READY_KEY = "modelpress:ready"
     Operation(
         summary="What this service can do",
         tag="service",
+        scope="read",
         answers=(json_answer(200, "Formats, steps and limits.", Capabilities),),
     )
 )
@@ -81,6 +83,7 @@ def _sandbox_level() -> Literal["bwrap", "none", "unknown"]:
     Operation(
         summary="Whether the process answers",
         tag="service",
+        scope=None,
         answers=(json_answer(200, "It does.", Health),),
     )
 )
@@ -94,6 +97,7 @@ def show_live() -> Response:
     Operation(
         summary="Whether jobs can be accepted",
         tag="service",
+        scope=None,
         answers=(json_answer(200, "They can.", Health),),
         problems=("store_unavailable", "storage_unavailable"),
     )
@@ -115,9 +119,13 @@ def show_ready() -> Response:
     Operation(
         summary="Metrics",
         tag="service",
+        scope="read",
         answers=(Answer(200, "Prometheus' text format.", {"text/plain": None}),),
+        problems=("operator_only",),
     )
 )
 def show_metrics() -> Response:
-    """Give counters of requests and the state of the queue."""
+    """Give counters of requests and the state of the queue, of all tenants together."""
+    if not identity().is_operator:
+        raise Problem("operator_only", "The metrics are of all tenants together.")
     return Response(parts().metrics.exposition(parts().tenants), content_type=CONTENT_TYPE)

@@ -6,6 +6,7 @@ from typing import cast
 from celery import Celery
 from flask import current_app
 
+from jobs.keys import KeyStore
 from jobs.settings import Settings
 from jobs.tenants import Stores, Tenants
 from service.identity import identity
@@ -22,6 +23,7 @@ class Parts:
     Attributes:
         settings: Limits and addresses.
         tenants: The stores of all; a route takes those of `own`.
+        keys: Who may ask.
         celery: Where to ring.
         waiters: Who may hold a thread while waiting.
         metrics: What is counted.
@@ -29,6 +31,7 @@ class Parts:
 
     settings: Settings
     tenants: Tenants
+    keys: KeyStore
     celery: Celery
     waiters: Waiters
     metrics: Metrics

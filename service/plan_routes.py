@@ -28,6 +28,7 @@ routes = Blueprint("plans", __name__)
     Operation(
         summary="Plan a job",
         tag="jobs",
+        scope="read",
         body={JSON: PlanRequest},
         answers=(json_answer(200, "What the job would do and cost.", PlanDocument),),
         problems=(

@@ -55,6 +55,10 @@ def answer(problem: Problem) -> Response:
     if "size" in problem.extra:
         # RFC 9110: a 416 tells how long the file is.
         response.headers["Content-Range"] = f"bytes */{problem.extra['size']}"
+    if problem.status == 401:
+        # RFC 6750: what was wrong with a key is told only to who sent one.
+        error = ' error="invalid_token"' if problem.code == "key_invalid" else ""
+        response.headers["WWW-Authenticate"] = f"Bearer{error}"
     if problem.status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_SECONDS)
     return response

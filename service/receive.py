@@ -7,6 +7,7 @@ upload is never taken for a whole one.
 import base64
 import binascii
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Protocol, cast
@@ -101,6 +102,24 @@ class Body:
             raise _truncated(f"{received} bytes arrived; then the connection failed.") from error
 
 
+def json_of(body: Body) -> Any:  # noqa: ANN401 - whatever the client sent
+    """Read a JSON body.
+
+    Args:
+        body: The body, of a small limit.
+
+    Returns:
+        Its plain values.
+
+    Raises:
+        Problem: `malformed_request`, or what `Body.chunks` raises.
+    """
+    try:
+        return json.loads(body.read(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise Problem("malformed_request", f"The body is not JSON: {error}.") from error
+
+
 def gather(pieces: Iterable[bytes | memoryview], limit: int, what: str) -> bytes:
     """Collect a text that people write.
 
@@ -121,6 +140,10 @@ def gather(pieces: Iterable[bytes | memoryview], limit: int, what: str) -> bytes
         if len(collected) > limit:
             raise Problem("too_large", f"The {what} is larger than {limit} bytes.")
     return bytes(collected)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _too_large(limit: int) -> Problem:

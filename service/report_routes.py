@@ -21,6 +21,7 @@ _HTML = "text/html"
     Operation(
         summary="Read the report",
         tag="artifacts",
+        scope="read",
         answers=(
             Answer(200, "What was measured, or a page about it.", {JSON: Report, _HTML: None}),
         ),

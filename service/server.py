@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.config import Config  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
+from jobs.keys import KeyStore
 from jobs.logs import configure_logging
 from jobs.reaper import Reaper
 from jobs.settings import Settings
 from service.application import create_app
 from service.http_worker import MAX_HEADER_BYTES, MAX_HEADERS, MAX_LINE_BYTES, HttpWorker
+from service.identity import is_loopback
+from service.keys import FIRST_KEY
 from service.parts import EXTENSION, Parts
 
 URL_NAME = "service.url"
@@ -111,10 +115,19 @@ def _most_connections() -> int:
 
 
 def serve() -> None:
-    """Listen on the address of the settings until told to stop."""
+    """Listen on the address of the settings until told to stop.
+
+    Raises:
+        SystemExit: Others than this machine could reach the service, and it has no API key.
+    """
     # A connection is a file, and the usual limit of 1024 is for programs that use select().
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     settings = Settings()
     configure_logging(settings)
+    if not is_loopback(settings.host) and not KeyStore(settings.data_dir).has_any():
+        sys.exit(
+            f"HOST is {settings.host} and there is no API key, so anybody who reaches this machine "
+            f"could use the service. Make the first key, then start again:\n  {FIRST_KEY}"
+        )
     Server(settings).run()

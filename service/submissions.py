@@ -23,7 +23,7 @@ from service.contract import check
 from service.documents import LabelsDocument, SubmitRequest
 from service.model_routes import store_model
 from service.multipart import Multipart, Part
-from service.receive import MAX_TEXT_BYTES, Body
+from service.receive import MAX_TEXT_BYTES, Body, json_of
 from service.uploads import Received
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
@@ -81,10 +81,7 @@ def read_members(body: Body) -> Any:  # noqa: ANN401 - whatever the client sent
     Raises:
         Problem: `malformed_request`, `invalid_recipe`, or what `Body.chunks` raises.
     """
-    try:
-        members = json.loads(body.read(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise Problem("malformed_request", f"The body is not JSON: {error}.") from error
+    members = json_of(body)
     if isinstance(members, dict) and "spec" in members:
         return {**members, "spec": parse_recipe(members["spec"], "/spec")}
     return members
@@ -240,7 +237,3 @@ def _read_part(part: Part, staged: Path) -> Received | Recipe | str | dict[str, 
     except (ValueError, RecursionError) as error:
         raise Problem("malformed_request", f"The labels are not JSON: {error}.") from error
     return check(LabelsDocument, {"labels": members}, "The form").labels
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")

@@ -36,6 +36,7 @@ _FORM = Form(
     Operation(
         summary="Submit a job",
         tag="jobs",
+        scope="submit",
         body={JSON: SubmitRequest, "multipart/form-data": _FORM},
         headers=("Idempotency-Key", "Cache-Control"),
         answers=(

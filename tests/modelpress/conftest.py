@@ -49,6 +49,7 @@ class FakeService:
     models: dict[str, bytes] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    api_keys: list[dict[str, Any]] = field(default_factory=list)
     seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     polled: threading.Event = field(default_factory=threading.Event)
     moved: threading.Event = field(default_factory=threading.Event)
@@ -183,6 +184,25 @@ def make_app(fake: FakeService) -> Flask:  # noqa: C901, PLR0915 - one block a r
     @app.delete("/jobs/<job_id>")
     def delete(job_id: str) -> Any:
         del fake.jobs[job_id]
+        return "", 204
+
+    @app.post("/keys")
+    def create_key() -> Any:
+        key_id = f"key0000{len(fake.api_keys)}"
+        asked = {"tenant": "acme", "expires_at": None, **request.get_json()}
+        known = {"id": key_id, "last_characters": "0000", "created_at": "2030-01-01T00:00:00Z"}
+        text = f"mp_{key_id}_{'s' * 32}_000000"
+        fake.api_keys.append({**asked, **known, "revoked_at": None, "key": text})
+        return fake.api_keys[-1], 201
+
+    @app.get("/keys")
+    def keys() -> Any:
+        return {"data": [{k: v for k, v in key.items() if k != "key"} for key in fake.api_keys]}
+
+    @app.delete("/keys/<key_id>")
+    def revoke_key(key_id: str) -> Any:
+        [key] = [key for key in fake.api_keys if key["id"] == key_id]
+        key["revoked_at"] = "2030-01-02T00:00:00Z"
         return "", 204
 
     @app.get("/jobs/<job_id>/report")

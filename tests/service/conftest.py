@@ -17,6 +17,7 @@ from flask.testing import FlaskClient
 from jobs.blobs import BlobStore, now_ms
 from jobs.equal_jobs import remember
 from jobs.job import Artifact, ArtifactFile, JobResult
+from jobs.keys import Key, KeyStore, Scope
 from jobs.settings import Settings
 from jobs.store import JobStore
 from jobs.tenants import DEFAULT_TENANT, Tenants
@@ -69,6 +70,39 @@ def store(tenants: Tenants) -> JobStore:
 @pytest.fixture
 def blobs(tenants: Tenants) -> BlobStore:
     return tenants.stores(DEFAULT_TENANT).blobs
+
+
+@pytest.fixture
+def keys(app: Flask) -> KeyStore:
+    return app.extensions[EXTENSION].keys
+
+
+class Asking(FlaskClient):
+    """A client that sends a key.
+
+    Attributes:
+        text: The key.
+        key: What is known about it.
+    """
+
+    text: str
+    key: Key
+
+    def open(self, *args, **kwargs):
+        kwargs["headers"] = {**kwargs.get("headers", {}), "Authorization": f"Bearer {self.text}"}
+        return super().open(*args, **kwargs)
+
+
+@pytest.fixture
+def ask(app: Flask, keys: KeyStore):
+    """Makes a key of a tenant with some scopes, and a client that sends it."""
+
+    def make(tenant: str, *scopes: Scope) -> Asking:
+        client = Asking(app, app.response_class, use_cookies=False)
+        client.text, client.key = keys.create(tenant, scopes, "test")
+        return client
+
+    return make
 
 
 @pytest.fixture
@@ -153,7 +187,7 @@ class Live:
         port: The same, for sockets.
     """
 
-    def __init__(self, data: Path, redis_url: str, wait_until) -> None:
+    def __init__(self, data: Path, redis_url: str, wait_until, **settings: str) -> None:
         self.data = data
         self.tenant = data / "tenants" / DEFAULT_TENANT
         environment = {
@@ -164,6 +198,7 @@ class Live:
             "SERVICE_THREADS": "8",
             "MAX_LONG_POLLS": "3",
             "REAP_SECONDS": "0.5",
+            **settings,
         }
         self._log = data.with_suffix(".log").open("wb")
         self.process = subprocess.Popen(
@@ -197,11 +232,23 @@ def live(tmp_path_factory, redis_server: str, wait_until) -> Iterator[Live]:
 
 
 @pytest.fixture
-def own_live(tmp_path: Path, redis_url: str, wait_until) -> Iterator[Live]:
+def make_live(redis_url: str, wait_until):
+    """Starts a service of the test's own in a folder, with settings."""
+    started = []
+
+    def make(data: Path, **settings: str) -> Live:
+        started.append(Live(data, redis_url, wait_until, **settings))
+        return started[-1]
+
+    yield make
+    for service in started:
+        service.stop()
+
+
+@pytest.fixture
+def own_live(tmp_path: Path, make_live) -> Live:
     """A service that the test may break."""
-    service = Live(tmp_path / "own", redis_url, wait_until)
-    yield service
-    service.stop()
+    return make_live(tmp_path / "own")
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_one_file_comes_as_itself(client, one):
     assert answer.headers["Accept-Ranges"] == "bytes"
     assert answer.headers["ETag"].startswith('"blake3:')
     assert "model.safetensors" in answer.headers["Content-Disposition"]
-    assert "immutable" in answer.headers["Cache-Control"]
+    assert answer.headers["Cache-Control"] == "no-store"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert (head.status_code, head.data) == (200, b"")
     assert head.headers["Content-Length"] == "5000"

@@ -43,7 +43,7 @@ def test_a_declaration_leaves_the_view_as_it_is():
     def view() -> str:
         return "x"
 
-    assert declare(Operation("s", "t", ()))(view) is view
+    assert declare(Operation("s", "t", None, ()))(view) is view
 
 
 def test_the_service_hands_out_its_contract(app, client):

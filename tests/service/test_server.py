@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ import httpx
 import pytest
 
 from jobs.job import Progress
+from jobs.keys import SCOPES, KeyStore
 from jobs.problems import Problem
 from jobs.settings import Settings
 from service.http_worker import HEAD_SECONDS
@@ -313,3 +316,58 @@ def test_a_head_that_takes_too_long_ends_its_connection(live):
             assert sock.recv(65536) == b""
 
     assert HEAD_SECONDS - 1 < time.monotonic() - started < HEAD_SECONDS + 5
+@pytest.fixture
+def open_to_all(tmp_path, make_live):
+    """A service that listens on every address, and a key of it."""
+    data = tmp_path / "open"
+    text, _ = KeyStore(data).create("acme", SCOPES, "first")
+    return make_live(data, HOST="0.0.0.0"), text
+
+
+def test_a_service_that_others_reach_does_not_start_without_a_key(tmp_path, redis_url):
+    done = subprocess.run(
+        [sys.executable, "-m", "service"],
+        env={
+            "PATH": os.environ["PATH"],
+            "DATA_DIR": str(tmp_path / "data"),
+            "REDIS_URL": redis_url,
+            "HOST": "0.0.0.0",
+            "PORT": "0",
+        },
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 1
+    assert "python -m service.keys create --name first" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_body_of_a_request_without_a_key_is_not_waited_for(open_to_all):
+    service, _ = open_to_all
+    head = post("/models", f"Content-Length: {10 * 2**30}")
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as sock:
+        sock.sendall(head + bytes(MIB))
+        started = time.monotonic()
+        answer = sock.recv(65536)
+        waited = time.monotonic() - started
+
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"WWW-Authenticate: Bearer" in answer
+    assert waited < 2
+    assert not (service.data / "tenants" / "acme").exists()
+
+
+def test_a_key_opens_it_to_its_own_tenant(open_to_all, make_checkpoint):
+    service, text = open_to_all
+    with httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {text}"}) as client:
+        made = client.post("/models", content=make_checkpoint())
+
+    assert made.status_code == 201
+    digest = made.json()["id"].removeprefix("mdl_")
+    assert (service.data / "tenants" / "acme" / "models" / digest).is_dir()
+    assert httpx.get(f"{service.url}/readyz").status_code == 200
+    assert text not in service.data.with_suffix(".log").read_text()
