@@ -67,6 +67,10 @@ class BlobStore:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def uploads(self) -> int:
+        """Count the uploads that are being received, those of dead processes until the sweep."""
+        return sum(1 for _ in (self.root / "staging").glob("*/lock"))
+
     def publish(self, store: StoreName, digest: str, staged: Path, meta: dict[str, Any]) -> bool:
         """Make a staged folder the content of a digest, durably and all at once.
 

@@ -55,10 +55,13 @@ class Key(BaseModel):
     digest: str
 
     def flaw(self, now: datetime) -> str | None:
-        """Say why the key is no longer good, or None where it is.
+        """Say why the key is no longer good.
 
         Args:
             now: The time to judge by.
+
+        Returns:
+            Words that follow its name, or None where it is good.
         """
         if self.revoked_at is not None:
             return "was revoked"

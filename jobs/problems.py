@@ -36,6 +36,7 @@ CATALOGUE: dict[str, Kind] = {
     "key_required": Kind(401, "The request needs an API key"),
     "key_invalid": Kind(401, "The API key is not valid"),
     "scope_missing": Kind(403, "The API key is not for this"),
+    "foreign_page": Kind(403, "The request came from another site's page"),
     "operator_only": Kind(403, "Only keys of the tenant default may do this"),
     "not_found": Kind(404, "There is nothing at this address"),
     "model_not_found": Kind(404, "There is no such model"),
@@ -59,6 +60,8 @@ CATALOGUE: dict[str, Kind] = {
     "unsupported_format": Kind(415, "The model is in a format that is not accepted"),
     "idempotency_key_reused": Kind(422, "The Idempotency-Key was used for a different request"),
     "rate_limited": Kind(429, "Too many requests", retryable=True),
+    "too_many_uploads": Kind(429, "Too many uploads at a time", retryable=True),
+    "queue_full": Kind(429, "Too many jobs wait", retryable=True),
     # The recipe.
     "invalid_recipe": Kind(422, "The recipe is not valid"),
     # The model: container.
@@ -98,6 +101,7 @@ CATALOGUE: dict[str, Kind] = {
     "service_unavailable": Kind(503, "The service cannot be reached", retryable=True),
     "store_unavailable": Kind(503, "The job store cannot be reached", retryable=True),
     "storage_unavailable": Kind(503, "The data folder cannot be written", retryable=True),
+    "storage_quota": Kind(507, "The tenant stores as much as it may"),
     "storage_full": Kind(507, "The storage is full", retryable=True),
 }
 

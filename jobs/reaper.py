@@ -102,6 +102,9 @@ class Reaper:
         found = stores.jobs.reap(job_id, RECHECK_MS)
         if found in ("failed", "cancelled"):
             publish_end(stores.jobs, stores.blobs, job_id)
+        if found in ("requeued", "queued") and not stores.jobs.next_to_run():
+            # Its tenant runs as many as it may; the end of one of them rings for the next.
+            return
         if found == "requeued" or (found == "queued" and self._rings_are_missing()):
             _log.info("rang_again", job_id=job_id, found=found)
             ring(self._celery, stores.tenant, job_id)
@@ -117,14 +120,15 @@ class Reaper:
         result = stores.blobs.read_result(job_id)
         if spec is None or (result is None and now_ms() - spec.created_ms < _SETTLE_MS):
             return False
-        is_created = stores.jobs.submit(spec, result).outcome == "created"
+        is_created = stores.jobs.submit(spec, result, was_accepted=True).outcome == "created"
         if result is None:
             ring(self._celery, stores.tenant, job_id)
         return is_created
 
     def _rings_are_missing(self) -> bool:
-        # As long as as many messages wait as jobs do, each job will have its turn.
-        queued = sum(stores.jobs.counts()["queued"] for stores in self._tenants.every())
+        # As long as as many messages wait as jobs that may run, each job will have its turn.
+        able = (stores.jobs for stores in self._tenants.every() if stores.jobs.next_to_run())
+        queued = sum(jobs.counts()["queued"] for jobs in able)
         return waiting_rings(self._tenants.redis, self._queue) < queued
 
     def _loop(self) -> None:

@@ -15,11 +15,12 @@ class Submitted:
 
     Attributes:
         outcome: `created`; `replayed`: the same Idempotency-Key and request made the job before;
-            `mismatch`: the key was used for a different request; `exists`: the id is taken.
+            `mismatch`: the key was used for a different request; `exists`: the id is taken; `full`:
+            as many jobs wait as may.
         job_id: The job, new or known.
     """
 
-    outcome: Literal["created", "replayed", "mismatch", "exists"]
+    outcome: Literal["created", "replayed", "mismatch", "exists", "full"]
     job_id: str
 
 
@@ -29,12 +30,13 @@ class Claim:
 
     Attributes:
         outcome: `claimed`; `held` by another; `ended` or `missing`: nothing to do; `exhausted`:
-            the attempts were used up and the job failed by this call.
+            the attempts were used up and the job failed by this call; `full`: as many jobs of the
+            tenant run as may.
         token: The fencing token, where claimed.
         attempt: The attempt's number, where claimed.
     """
 
-    outcome: Literal["claimed", "held", "ended", "missing", "exhausted"]
+    outcome: Literal["claimed", "held", "ended", "missing", "exhausted", "full"]
     token: int = 0
     attempt: int = 0
 

@@ -42,6 +42,21 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Secret of the stored API keys' HMACs. Empty: one is made inside DATA_DIR.",
     )
+    quota_bytes: ByteSize = Field(
+        ByteSize(0), description="Most bytes that a tenant may store; 0 for no limit."
+    )
+    quota_uploads: int = Field(
+        0, ge=0, description="Most uploads of a tenant at a time; 0 for no limit."
+    )
+    quota_queued: int = Field(
+        0, ge=0, description="Most jobs of a tenant that may wait; 0 for no limit."
+    )
+    quota_running: int = Field(
+        0, ge=0, description="Most jobs of a tenant that may run at a time; 0 for no limit."
+    )
+    quota_requests: int = Field(
+        0, ge=0, description="Most requests of a tenant per minute; 0 for no limit."
+    )
     queue: str = Field(
         "jobs", description="Celery queue that the service rings and the workers listen to."
     )

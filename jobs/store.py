@@ -29,10 +29,18 @@ class JobStore:
         tenant: Whose jobs; from a name that `jobs.tenants.is_tenant` knows.
         lease_seconds: How long a worker may be silent.
         max_attempts: How often a job may be claimed.
+        most_queued: How many jobs may wait; 0 for any number.
+        most_running: How many jobs may run at a time; 0 for any number.
     """
 
     def __init__(
-        self, redis: Redis, tenant: str, lease_seconds: float = 30, max_attempts: int = 3
+        self,
+        redis: Redis,
+        tenant: str,
+        lease_seconds: float = 30,
+        max_attempts: int = 3,
+        most_queued: int = 0,
+        most_running: int = 0,
     ) -> None:
         self.redis = redis
         self._prefix = f"modelpress:{tenant}:"
@@ -41,6 +49,8 @@ class JobStore:
         )
         self._lease_ms = int(lease_seconds * 1000)
         self._max_attempts = max_attempts
+        self._most_queued = most_queued
+        self._most_running = most_running
         prelude = _read_lua("prelude")
         self._scripts: dict[str, Script] = {
             name: redis.register_script(prelude + _read_lua(name)) for name in _SCRIPTS
@@ -55,6 +65,7 @@ class JobStore:
         *,
         idempotency_key: str | None = None,
         fingerprint: str = "",
+        was_accepted: bool = False,
     ) -> Submitted:
         """Create the record of a job whose spec is on disk already.
 
@@ -63,6 +74,7 @@ class JobStore:
             result: Its published result, where it has ended; then nobody ever sees it queued.
             idempotency_key: The client's key; the same key finds the same job for 7 days.
             fingerprint: Of the request, to tell a retry from a different request.
+            was_accepted: Whether it only comes back, however many wait.
 
         Returns:
             What became of it. Where not `created`, nothing changed.
@@ -83,6 +95,7 @@ class JobStore:
             5000,
             ttl,
             fingerprint,
+            0 if was_accepted else self._most_queued,
             *end_arguments(result),
             *flat,
             extra_key=extra or self.key(spec.id),
@@ -109,6 +122,7 @@ class JobStore:
             self._lease_ms,
             self._max_attempts,
             *failure,
+            self._most_running,
             extra_key=self._fence,
         )
         return Claim(answer[0], *(int(number) for number in answer[1:]))
@@ -265,6 +279,14 @@ class JobStore:
     def open_ids(self) -> list[str]:
         """Give every job that has not ended."""
         return cast("list[str]", self.redis.zrange(self._open, 0, -1))
+
+    def next_to_run(self) -> str | None:
+        """Give the queued job that has waited longest, where one more may run; else None."""
+        counts = self.counts()
+        if self._most_running and counts["running"] >= self._most_running:
+            return None
+        ids = cast("list[str]", self.redis.zrange(self._queued, 0, 0))
+        return ids[0] if ids else None
 
     def counts(self) -> dict[str, int]:
         """Count queued, open and all jobs."""

@@ -76,7 +76,14 @@ class Tenants:
             if not is_tenant(tenant):
                 raise ValueError(f"{tenant[:80]!a} is no tenant's name")
             settings = self._settings
-            jobs = JobStore(self.redis, tenant, settings.lease_seconds, settings.max_attempts)
+            jobs = JobStore(
+                self.redis,
+                tenant,
+                settings.lease_seconds,
+                settings.max_attempts,
+                settings.quota_queued,
+                settings.quota_running,
+            )
             # Threads may make the same one twice; all of them then use the first.
             made = Stores(tenant, jobs, BlobStore(settings.data_dir, tenant))
             found = self._made.setdefault(tenant, made)

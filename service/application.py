@@ -7,6 +7,7 @@ from flask import Flask, Response, g, request
 
 from jobs.keys import KeyStore
 from jobs.queue import make_celery
+from jobs.request_rate import RequestRate
 from jobs.settings import Settings
 from jobs.store import connect
 from jobs.tenants import Tenants
@@ -23,6 +24,7 @@ from service import (
     ops_routes,
     plan_routes,
     problems,
+    quotas,
     report_routes,
     submit_routes,
 )
@@ -57,10 +59,11 @@ def create_app(settings: Settings) -> Flask:
     """
     app = Flask("service", static_folder=None)
     app.json.sort_keys = False  # type: ignore[attr-defined] # only the default provider has it
+    redis = connect(settings.redis)
     keys = KeyStore(settings.data_dir, settings.key_secret.get_secret_value())
     app.extensions[EXTENSION] = Parts(
         settings=settings,
-        tenants=Tenants(settings, connect(settings.redis)),
+        tenants=Tenants(settings, redis),
         keys=keys,
         celery=make_celery(settings),
         waiters=Waiters(settings.max_long_polls),
@@ -71,6 +74,8 @@ def create_app(settings: Settings) -> Flask:
     metrics.install(app)
     problems.install(app)
     identity.install(app, settings, keys)
+    if settings.quota_requests:
+        quotas.install(app, RequestRate(redis, settings.quota_requests))
     for module in _ROUTES:
         app.register_blueprint(module.routes)
     app.after_request(_log_request)

@@ -18,7 +18,7 @@ ATTRIBUTE = "operation"
 COMMON_PROBLEMS = ("internal_error", "malformed_request", "address_too_long", "headers_too_large")
 
 #: What can go wrong besides where a key is asked for.
-KEY_PROBLEMS = ("key_required", "key_invalid", "scope_missing")
+KEY_PROBLEMS = ("key_required", "key_invalid", "scope_missing", "foreign_page", "rate_limited")
 
 #: Request headers that routes understand.
 REQUEST_HEADERS: dict[str, str] = {
@@ -39,6 +39,7 @@ RESPONSE_HEADERS: dict[str, str] = {
     "Location": "Where the resource is.",
     "WWW-Authenticate": "`Bearer`: how to say who asks.",
     "Retry-After": "Seconds until it is worth asking again.",
+    "RateLimit": "What is left of the requests per minute, where they are limited.",
     "ETag": "Strong validator.",
     "Link": "`rel=next`: the next page.",
     "Idempotent-Replayed": "`true`: the job was made by an earlier request.",

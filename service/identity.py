@@ -84,14 +84,25 @@ def _operation() -> Operation | None:
 
 def _identify(keys: KeyStore, *, is_local: bool) -> Identity:
     if is_local and not keys.has_any():
+        _refuse_foreign_page()
         return Identity(DEFAULT_TENANT, SCOPES)
     key = _present_key(keys, request.headers.get("Authorization", ""))
     return Identity(key.tenant, key.scopes, key.id)
 
 
+def _refuse_foreign_page() -> None:
+    # Nothing but its address keeps a page that this machine's browser shows from asking.
+    origin = request.headers.get("Origin")
+    if origin is not None and origin.partition("://")[2] != request.host:
+        raise Problem("foreign_page", "Pages of other sites may not use a service without keys.")
+
+
 def _present_key(keys: KeyStore, header: str) -> Key:
     if not header:
-        raise Problem("key_required", "Send an API key: `Authorization: Bearer mp_...`.")
+        raise Problem(
+            "key_required",
+            "Send an API key: `Authorization: Bearer mp_...`, or MODELPRESS_API_KEY to the client.",
+        )
     scheme, _, text = header.partition(" ")
     if scheme.lower() != "bearer" or not is_whole(text.strip()):
         # Nothing of it is repeated: it may be all but a letter of a key.

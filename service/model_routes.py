@@ -12,8 +12,8 @@ from service.contract import BINARY, Answer, Form, Operation, declare, json_answ
 from service.documents import DatasetDocument, ModelDocument
 from service.multipart import Multipart, is_multipart
 from service.parts import own, parts
-from service.receive import Body
-from service.uploads import Pieces, Received, receive_dataset, receive_model, require_space
+from service.quotas import left_bytes, open_upload, stage_upload
+from service.uploads import Pieces, Received, receive_dataset, receive_model
 
 routes = Blueprint("models", __name__)
 
@@ -23,6 +23,8 @@ _UPLOAD_PROBLEMS = (
     "digest_mismatch",
     "too_large",
     "empty_upload",
+    "too_many_uploads",
+    "storage_quota",
     "storage_full",
 )
 #: What a model's upload can be refused for.
@@ -182,7 +184,7 @@ def find_model(model_id: str) -> dict[str, Any]:
 
 
 def store_model(pieces: Pieces, staged: Path) -> Received:
-    """Store a model's upload, within the service's limits.
+    """Store a model's upload, within the service's limits and the tenant's quota.
 
     Args:
         pieces: The uploaded bytes.
@@ -191,7 +193,8 @@ def store_model(pieces: Pieces, staged: Path) -> Received:
     Returns:
         What was received.
     """
-    return receive_model(pieces, staged, parts().settings.max_extracted)
+    most = int(min(parts().settings.max_extracted, left_bytes()))
+    return receive_model(pieces, staged, most)
 
 
 def model_document(meta: dict[str, Any]) -> dict[str, Any]:
@@ -204,9 +207,8 @@ def _create(
     field: str,
     receive: Callable[[Pieces, Path], Received],
 ) -> Response:
-    body = Body(request, parts().settings.max_upload)
-    require_space(own().blobs.root, body.announced)
-    with own().blobs.stage() as staged:
+    body = open_upload(request)
+    with stage_upload() as staged:
         if is_multipart(request):
             received = _receive_part(Multipart(request, body), field, staged, receive)
         else:

@@ -38,6 +38,12 @@ from service.problems import PROBLEM_JSON
 FILE_NAME = "openapi.yaml"
 _VARIABLE = re.compile(r"<(?:[a-z]+:)?([a-z_]+)>")
 _TEXT = {"type": "string"}
+_PROBLEM_HEADERS = {
+    401: ("WWW-Authenticate",),
+    429: ("Retry-After", "RateLimit"),
+    503: ("Retry-After",),
+    507: ("Retry-After",),
+}
 _KEY = "key"
 _KEY_SCHEME = {
     "type": "http",
@@ -172,7 +178,7 @@ def _problems(operation: Operation, method: str) -> dict[str, Any]:
                 status,
                 ", ".join(f"`{c}`" for c in sorted(codes)),
                 {PROBLEM_JSON: ProblemDocument},
-                ("WWW-Authenticate",) if status == 401 else (),
+                _PROBLEM_HEADERS.get(status, ()),
             ),
             method,
         )

@@ -59,8 +59,9 @@ def answer(problem: Problem) -> Response:
         # RFC 6750: what was wrong with a key is told only to who sent one.
         error = ' error="invalid_token"' if problem.code == "key_invalid" else ""
         response.headers["WWW-Authenticate"] = f"Bearer{error}"
-    if problem.status in (429, 503):
-        response.headers["Retry-After"] = str(RETRY_SECONDS)
+    if problem.status in (429, 503, 507):
+        seconds = problem.extra.get("retry_after_seconds", RETRY_SECONDS)
+        response.headers["Retry-After"] = str(seconds)
     return response
 
 

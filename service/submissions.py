@@ -163,7 +163,7 @@ def accept(
         The job's id, and whether it is new rather than found by the key.
 
     Raises:
-        Problem: `idempotency_key_reused`.
+        Problem: `idempotency_key_reused`, `queue_full`.
         RedisError: The job store did not answer; nothing is left of the job.
     """
     blobs = stores.blobs
@@ -175,6 +175,9 @@ def accept(
     except BaseException:
         blobs.remove_job(spec.id)
         raise
+    if submitted.outcome == "full":
+        blobs.remove_job(spec.id)
+        raise Problem("queue_full", "As many jobs wait as may; submit it again when one has begun.")
     # redis-py repeats a call whose answer was lost; then the job that is there already is this one.
     if submitted.job_id == spec.id:
         return spec.id, True

@@ -15,9 +15,9 @@ from service.model_routes import MODEL_PROBLEMS, find_model
 from service.multipart import Multipart, is_multipart
 from service.parts import own, parts
 from service.plan_routes import known_levels
+from service.quotas import open_upload, require_storage, stage_upload
 from service.receive import MAX_TEXT_BYTES, Body
 from service.submissions import Submission, accept, from_form, from_json, read_key
-from service.uploads import require_space
 
 routes = Blueprint("submit", __name__)
 
@@ -63,6 +63,7 @@ _FORM = Form(
             "memory_budget_exceeded",
             "disk_budget_exceeded",
             "idempotency_key_reused",
+            "queue_full",
             "store_unavailable",
         ),
     )
@@ -89,10 +90,8 @@ def create_job() -> Response:
 
 
 def _create_from_form(key: str | None) -> Response:
-    body = Body(request, parts().settings.max_upload)
-    blobs = own().blobs
-    require_space(blobs.root, body.announced)
-    with blobs.stage() as staged:
+    body = open_upload(request)
+    with stage_upload() as staged:
         submission = from_form(Multipart(request, body), staged)
         upload = submission.upload
         if upload is None:
@@ -102,7 +101,7 @@ def _create_from_form(key: str | None) -> Response:
         if upload is not None:
             # Asked before the upload is published, so that it leaves nothing where Redis is away.
             parts().tenants.redis.ping()
-            blobs.publish("models", upload.digest, staged, upload.meta)
+            own().blobs.publish("models", upload.digest, staged, upload.meta)
     return _accept(submission, key)
 
 
@@ -128,6 +127,7 @@ def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
 
 
 def _accept(submission: Submission, key: str | None) -> Response:
+    require_storage()
     use_cache = not request.cache_control.no_cache
     job_id, is_new = accept(own(), submission, key, use_cache=use_cache)
     if is_new:

@@ -23,6 +23,7 @@ from jobs.gate import check_memory
 from jobs.job import Artifact, Job, JobResult
 from jobs.levels import publish_levels, read_levels
 from jobs.problems import Problem
+from jobs.queue import ring
 from jobs.reaper import publish_end
 from jobs.recipe import ENGINE_VERSION, Budget
 from jobs.report import Report
@@ -136,6 +137,15 @@ class Supervisor:
             if claim.outcome == "claimed" and job is not None:
                 outcome = self._attempt(_Held(stores, job, claim.token))
                 _log.info("attempt", outcome=outcome.kind, problem=str(outcome.problem or ""))
+                self._ring_for_refused(stores)
+
+    def _ring_for_refused(self, stores: Stores) -> None:
+        """Ring for a job whose own doorbell came while its tenant ran as many as it may."""
+        if not self._settings.quota_running:
+            return
+        waiting = stores.jobs.next_to_run()
+        if waiting is not None:
+            ring(self._celery, stores.tenant, waiting)
 
     def _attempt(self, held: _Held) -> Outcome:
         lease = Lease(

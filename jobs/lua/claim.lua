@@ -1,5 +1,6 @@
 -- Take a job that is queued, or running under a lease that ran out.
--- KEYS[6] the fence. ARGV: id, worker, lease_ms, max_attempts, failure, failure code
+-- KEYS[6] the fence. ARGV: id, worker, lease_ms, max_attempts, failure, failure code,
+-- most jobs that may run ('0' for any number)
 local id, worker, lease, max = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local now, state = now_ms(), get('state')
 if state == 'running' and tonumber(get('lease_until_ms')) > now then return { 'held' } end
@@ -11,6 +12,11 @@ end
 if tonumber(get('attempt')) >= max then
   finish(id, now, 'failed', ARGV[5], ARGV[6])
   return { 'exhausted' }
+end
+local most = tonumber(ARGV[7])
+if state == 'queued' and most > 0 then
+  local running = redis.call('ZCARD', open) - redis.call('ZCARD', queued)
+  if running >= most then return { 'full' } end
 end
 if state == 'running' then end_attempt(now, 'requeued', 'worker_lost') end
 local attempt = redis.call('HINCRBY', job, 'attempt', 1)

@@ -255,3 +255,30 @@ def test_the_jobs_of_every_tenant_are_looked_after(tenants, reaper):
     assert reaper.rebuild() == 2
     assert [s.jobs.get(i).state for s, i in zip(theirs, ids, strict=True)] == ["queued"] * 2
     assert tenants.stores("zeta").jobs.get(ids[0]) is None
+
+
+@pytest.fixture
+def narrow(settings, tenants):
+    """The stores of a tenant that may run one job at a time."""
+    return Tenants(settings.model_copy(update={"quota_running": 1}), tenants.redis)
+
+
+def test_nobody_is_rung_for_while_a_tenant_runs_as_many_jobs_as_it_may(narrow, settings):
+    celery = make_celery(settings)
+    stores = narrow.stores(DEFAULT_TENANT)
+    running, waiting = (submit(stores.jobs, stores.blobs) for _ in range(2))
+    stores.jobs.claim(running, "w")
+    reaper = Reaper(narrow, celery, QUEUE, seconds=0.05)
+
+    make_due(stores.jobs, waiting)
+    reaper.reap_once()
+    assert rings(stores.jobs) == 0
+    assert waiting not in stores.jobs.due()
+
+    result = JobResult(id=running, state="succeeded", attempt=1, finished_ms=1)
+    stores.jobs.finish(result, token=None)
+    make_due(stores.jobs, waiting)
+    reaper.reap_once()
+
+    assert rings(stores.jobs) == 1
+    celery.close()

@@ -277,3 +277,72 @@ def test_no_token_is_given_twice_even_after_a_loss_of_redis(store):
 
     assert sorted({*before, *after}) == before + after
     assert store.get(job_id) is None
+
+
+@pytest.fixture
+def narrow(redis_url):
+    redis = connect(redis_url)
+    yield JobStore(redis, "narrow", most_queued=2, most_running=1)
+    redis.close()
+
+
+def test_no_more_jobs_wait_than_may(narrow):
+    ids = [submit(narrow) for _ in range(2)]
+    spec = make_spec()
+
+    assert narrow.submit(spec, idempotency_key="k", fingerprint="f").outcome == "full"
+    assert narrow.get(spec.id) is None
+
+    narrow.cancel(ids[0])
+    assert narrow.submit(spec, idempotency_key="k", fingerprint="f").outcome == "created"
+
+
+def test_a_retry_finds_its_job_in_a_full_queue_too(narrow):
+    spec = make_spec()
+    narrow.submit(spec, idempotency_key="k", fingerprint="f")
+    submit(narrow)
+
+    again = narrow.submit(make_spec(), idempotency_key="k", fingerprint="f")
+
+    assert (again.outcome, again.job_id) == ("replayed", spec.id)
+    assert narrow.submit(spec).outcome == "exists"
+
+
+def test_what_was_accepted_before_or_need_not_wait_finds_room(narrow):
+    for _ in range(2):
+        submit(narrow)
+    back, answered = make_spec(), make_spec()
+    result = JobResult(id=answered.id, state="succeeded", attempt=0, cache="hit", finished_ms=5)
+
+    assert narrow.submit(back, was_accepted=True).outcome == "created"
+    assert narrow.submit(answered, result).outcome == "created"
+
+
+def test_no_more_jobs_run_than_may(narrow):
+    first, second = submit(narrow), submit(narrow)
+    assert narrow.next_to_run() == first
+    claim = narrow.claim(first, "w")
+
+    assert narrow.claim(second, "w").outcome == "full"
+    assert narrow.next_to_run() is None
+    assert (narrow.get(second).state, narrow.get(second).attempt) == ("queued", 0)
+
+    end(narrow, first)
+    assert narrow.next_to_run() == second
+    assert (claim.outcome, narrow.claim(second, "w").outcome) == ("claimed", "claimed")
+    assert narrow.next_to_run() is None
+
+
+def test_a_job_whose_worker_was_lost_is_claimed_again_though_as_many_run_as_may(narrow):
+    job_id = submit(narrow)
+    narrow.claim(job_id, "lost")
+    narrow.redis.hset(narrow.key(job_id), "lease_until_ms", 1)
+
+    assert narrow.claim(job_id, "w").outcome == "claimed"
+
+
+def test_one_tenants_jobs_are_not_counted_for_another(narrow, store):
+    for _ in range(3):
+        store.claim(submit(store), "w")
+
+    assert narrow.claim(submit(narrow), "w").outcome == "claimed"

@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from jobs.blobs import BlobStore, now_ms
 from jobs.equal_jobs import remember
 from jobs.job import Artifact, ArtifactFile, JobResult
-from jobs.keys import Key, KeyStore, Scope
+from jobs.keys import SCOPES, Key, KeyStore, Scope
 from jobs.settings import Settings
 from jobs.store import JobStore
 from jobs.tenants import DEFAULT_TENANT, Tenants
@@ -228,6 +228,16 @@ def live(tmp_path_factory, redis_server: str, wait_until) -> Iterator[Live]:
     """A service that the tests share; each finds it with an empty Redis."""
     service = Live(tmp_path_factory.mktemp("live") / "data", redis_server, wait_until)
     yield service
+    service.stop()
+
+
+@pytest.fixture(scope="session")
+def locked_live(tmp_path_factory, redis_server: str, wait_until) -> Iterator[tuple[Live, str]]:
+    """A service that asks for keys, which may be filled with anything, and a key for all of it."""
+    data = tmp_path_factory.mktemp("locked") / "data"
+    text, _ = KeyStore(data).create(DEFAULT_TENANT, SCOPES, "test")
+    service = Live(data, f"{redis_server}?db=2", wait_until)
+    yield service, text
     service.stop()
 
 

@@ -295,3 +295,15 @@ def test_every_answer_has_the_headers_that_browsers_heed(client, path):
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     assert headers["Referrer-Policy"] == "no-referrer"
     assert headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("origin", ["https://example.org", "http://localhost:1", "null", ""])
+def test_a_page_of_another_site_cannot_use_a_service_without_keys(client, origin):
+    answer = client.post("/models", headers={"Origin": origin})
+
+    assert (answer.status_code, answer.json["code"]) == (403, "foreign_page")
+    assert client.get("/livez", headers={"Origin": origin}).status_code == 200
+
+
+def test_its_own_pages_can(client):
+    assert client.get("/jobs", headers={"Origin": "http://localhost"}).status_code == 200

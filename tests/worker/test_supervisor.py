@@ -17,7 +17,10 @@ from engine.pipeline import compress
 from jobs.blobs import BlobStore
 from jobs.job import JobResult
 from jobs.levels import publish_levels, read_levels
+from jobs.problems import Problem
+from jobs.queue import waiting_rings
 from jobs.recipe import parse_recipe
+from jobs.tenants import Tenants
 from worker.checksums import Checksums
 from worker.collect import measure_files
 from worker.supervisor import Supervisor, choose_device
@@ -520,3 +523,24 @@ def test_a_doorbell_for_an_answered_job_completes_its_digests(workshop, wait_unt
     wait_until(digests.exists, "the digests again")
     assert (second.cache, digests.read_bytes()) == ("hit", expected)
     assert first.artifact == second.artifact
+
+
+def test_a_job_that_came_while_its_tenant_ran_enough_is_rung_for_at_the_end(workshop):
+    settings = workshop.settings.model_copy(update={"quota_running": 1})
+    tenants = Tenants(settings, workshop.store.redis)
+    narrow = Supervisor(settings, tenants, workshop.celery)
+    model = workshop.small_model()
+    first, second, other = (workshop.submit(model) for _ in range(3))
+    token = workshop.store.claim(other, "elsewhere").token
+
+    narrow.run("default", first)
+    assert workshop.store.get(first).state == "queued"
+    assert waiting_rings(workshop.store.redis, "none") == 0
+
+    workshop.store.release(other, token, Problem("drained", "x"), counted=False)
+    narrow.run("default", first)
+
+    assert workshop.store.get(first).state == "succeeded"
+    assert waiting_rings(workshop.store.redis, "none") == 1
+    assert workshop.store.next_to_run() in (second, other)
+    narrow.stop()
