@@ -10,6 +10,7 @@ not lock everybody out, nor let anybody in; they are small, so each request read
 every process knows of a revoked key at once.
 """
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -17,7 +18,7 @@ import re
 import secrets
 import string
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
@@ -143,7 +144,7 @@ class KeyStore:
 
     def has_any(self) -> bool:
         """Tell whether a key was ever made here; one that was revoked still closes the door."""
-        return bool(self._ids())
+        return next(self._ids(), None) is not None
 
     def revoke(self, key: Key) -> Key:
         """End a key for good, durably and for every process at once.
@@ -159,13 +160,12 @@ class KeyStore:
             self._write(key)
         return key
 
-    def _ids(self) -> list[str]:
-        try:
-            names = os.listdir(self._folder)
-        except FileNotFoundError:
-            return []
-        ids = (name.removesuffix(".json") for name in names if name.endswith(".json"))
-        return [key_id for key_id in ids if _ID.fullmatch(key_id)]
+    def _ids(self) -> Iterator[str]:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                key_id, _, rest = entry.name.partition(".")
+                if rest == "json" and _ID.fullmatch(key_id):
+                    yield key_id
 
     def _path(self, key_id: str) -> Path:
         return self._folder / f"{key_id}.json"

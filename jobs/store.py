@@ -79,7 +79,7 @@ class JobStore:
         Returns:
             What became of it. Where not `created`, nothing changed.
         """
-        extra = f"{self._prefix}idempotency:{idempotency_key}" if idempotency_key else None
+        extra = self._replay_key(idempotency_key) if idempotency_key else None
         ttl = IDEMPOTENCY_SECONDS * 1000 if idempotency_key else 0
         fields = {
             "model": spec.model,
@@ -280,6 +280,10 @@ class JobStore:
         """Give every job that has not ended."""
         return cast("list[str]", self.redis.zrange(self._open, 0, -1))
 
+    def is_replayed(self, idempotency_key: str) -> bool:
+        """Tell whether a client's key has found its job before."""
+        return bool(self.redis.exists(self._replay_key(idempotency_key)))
+
     def next_to_run(self) -> str | None:
         """Give the queued job that has waited longest, where one more may run; else None."""
         counts = self.counts()
@@ -322,6 +326,9 @@ class JobStore:
         if extra_key is not None:
             keys.append(extra_key)
         return self._scripts[name](keys=keys, args=[job_id, *args])
+
+    def _replay_key(self, idempotency_key: str) -> str:
+        return f"{self._prefix}idempotency:{idempotency_key}"
 
     def _walk(self, before: str | None) -> Iterator[Job]:
         end = f"({before}" if before else "+"

@@ -127,7 +127,9 @@ def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
 
 
 def _accept(submission: Submission, key: str | None) -> Response:
-    require_storage()
+    # A retry finds its job, however full the storage is by now.
+    if key is None or not own().jobs.is_replayed(key):
+        require_storage()
     use_cache = not request.cache_control.no_cache
     job_id, is_new = accept(own(), submission, key, use_cache=use_cache)
     if is_new:

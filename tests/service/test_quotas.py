@@ -101,11 +101,12 @@ def test_an_upload_over_the_quota_is_refused_before_it_is_read(limited, make_che
 def test_what_stores_as_much_as_it_may_submits_nothing(limited, make_checkpoint, recipe):
     client = limited(quota_bytes=2**22)
     model = client.post("/models", data=make_checkpoint({"w": (500, 1024)})).json["id"]
-    body = {"model": model, "spec": recipe}
-    assert client.post("/jobs", json=body).status_code == 202
+    body, retry = {"model": model, "spec": recipe}, {"Idempotency-Key": "k"}
+    assert client.post("/jobs", json=body, headers=retry).status_code == 202
 
     tight = limited(quota_bytes=2**20)
 
+    assert tight.post("/jobs", json=body, headers=retry).status_code == 202
     assert refusal(tight.post("/jobs", json=body)) == (507, "storage_quota", True)
     assert tight.delete(f"/models/{model}").status_code == 409
 
