@@ -91,10 +91,16 @@ def _identify(keys: KeyStore, *, is_local: bool) -> Identity:
 
 
 def _refuse_foreign_page() -> None:
-    # Nothing but its address keeps a page that this machine's browser shows from asking.
-    origin = request.headers.get("Origin")
-    if origin is not None and origin.partition("://")[2] != request.host:
-        raise Problem("foreign_page", "Pages of other sites may not use a service without keys.")
+    # A page that a browser on this machine shows can send requests here: in its own site's name, or
+    # in a name of its own that leads to this machine, which then stands in Host.
+    origin, host = request.headers.get("Origin"), request.host
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if not is_loopback(name) or (origin is not None and origin.partition("://")[2] != host):
+        raise Problem(
+            "foreign_page",
+            "Without keys the service is for this machine alone: it answers to localhost and "
+            "127.0.0.1, and to no page of another site.",
+        )
 
 
 def _present_key(keys: KeyStore, header: str) -> Key:

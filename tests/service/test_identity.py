@@ -307,3 +307,23 @@ def test_a_page_of_another_site_cannot_use_a_service_without_keys(client, origin
 
 def test_its_own_pages_can(client):
     assert client.get("/jobs", headers={"Origin": "http://localhost"}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example:8000", "10.0.0.1", "localhost.evil.example", "["])
+def test_a_name_that_somebody_has_lead_here_is_no_way_in(client, host):
+    answer = client.get("/jobs", headers={"Host": host})
+
+    assert (answer.status_code, answer.json["code"]) == (403, "foreign_page")
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "[::1]:8000", "127.0.0.1"])
+def test_the_names_of_this_machine_are(client, host):
+    headers = {"Host": host, "Origin": f"http://{host}"}
+
+    assert client.get("/jobs", headers=headers).status_code == 200
+
+
+def test_with_a_key_any_name_is_good(ask):
+    answer = ask("acme", "read").get("/jobs", headers={"Host": "modelpress.example.org"})
+
+    assert answer.status_code == 200

@@ -44,7 +44,7 @@ def exchange(port: int, *pieces: bytes, close_writing: bool = False) -> bytes:
 
 
 def post(path: str, *headers: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Connection: close", *headers]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
@@ -161,7 +161,7 @@ def test_files_and_ranges_are_sent_whole(http, artifact, span):
 
 def test_a_client_that_hangs_up_frees_its_thread(live, http, artifact):
     job_id, _ = artifact
-    request = f"GET /jobs/{job_id}/artifact HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    request = f"GET /jobs/{job_id}/artifact HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     for _ in range(16):
         with socket.create_connection(("127.0.0.1", live.port)) as sock:
             sock.sendall(request)
@@ -248,11 +248,11 @@ def test_what_a_dead_process_left_staged_is_swept(own_live, wait_until):
 @pytest.mark.parametrize(
     ("request_bytes", "status", "code"),
     [
-        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "address_too_long"),
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414, "address_too_long"),
         (b"GET /livez HTTP/1.1\r\nX: " + b"a" * 9000 + b"\r\n\r\n", 431, "headers_too_large"),
         (b"GET /livez HTTP/1.1\r\n" + b"X: a\r\n" * 101 + b"\r\n", 431, "headers_too_large"),
         (b"RUBBISH\r\n\r\n", 400, "malformed_request"),
-        (b"GET /livez HTTP/9.1\r\nHost: x\r\n\r\n", 400, "malformed_request"),
+        (b"GET /livez HTTP/9.1\r\nHost: localhost\r\n\r\n", 400, "malformed_request"),
         (b"POST /jobs HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, "malformed_request"),
         (b"GET /livez HTTP/1.1\r\nExpect: more\r\n\r\n", 400, "malformed_request"),
     ],
