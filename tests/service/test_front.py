@@ -89,7 +89,7 @@ def test_a_model_goes_through_and_comes_back(front, checkpoint):
 
 
 def test_an_upload_is_refused_before_it_has_come(front):
-    head = b"POST /models HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999\r\n\r\n"
+    head = b"POST /models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999\r\n\r\n"
     with socket.create_connection(("127.0.0.1", front.port), timeout=20) as sock:
         sock.sendall(head)
         answer = sock.recv(65536)

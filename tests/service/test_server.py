@@ -316,6 +316,8 @@ def test_a_head_that_takes_too_long_ends_its_connection(live):
             assert sock.recv(65536) == b""
 
     assert HEAD_SECONDS - 1 < time.monotonic() - started < HEAD_SECONDS + 5
+
+
 @pytest.fixture
 def open_to_all(tmp_path, make_live):
     """A service that listens on every address, and a key of it."""
