@@ -1,6 +1,7 @@
 """Which entries of an archive are stored, under which names, and which are refused."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.problems import Problem
@@ -11,6 +12,7 @@ _MAX_DEPTH = 8
 
 _KEPT_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".md")
 _KEPT_NAMES = re.compile(r"(LICENSE|NOTICE).*")
+_RESERVED_SUFFIXES = (".safetensors", ".json", ".bin")
 #: Files that torch.save may have written.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -68,6 +70,8 @@ class Entries:
             raise unsafe(name, "it stands in the archive twice")
         if path in self._folders or not self._files.isdisjoint(parents):
             raise unsafe(name, "it is a file and a folder")
+        if any(parent.endswith(_RESERVED_SUFFIXES) for parent in parents):
+            raise unsafe(name, "a folder has the name of a file that a checkpoint may have")
         self._files.add(path)
         self._folders.update(parents)
         if not _is_kept(path):
@@ -88,6 +92,7 @@ class Entries:
             for path in pickles:
                 (self._folder / path).unlink()
                 self._kept.remove(path)
+                self._remove_empty((self._folder / path).parent)
             self.ignored += pickles
         tops = {path.partition("/")[0] for path in self._kept}
         if len(tops) == 1 and all("/" in path for path in self._kept):
@@ -96,6 +101,12 @@ class Entries:
             self._folder.rmdir()
             lifted.rename(self._folder)
         return bool(pickles) and not has_weights
+
+    def _remove_empty(self, folder: Path) -> None:
+        with suppress(OSError):
+            while folder != self._folder:
+                folder.rmdir()
+                folder = folder.parent
 
     def _keep(self, path: str, nbytes: int) -> Path:
         self._bytes += nbytes

@@ -35,6 +35,11 @@ _DTYPES = {
     "torch.uint32": "U32",
     "torch.uint64": "U64",
 }
+#: A tensor takes about 25 instructions and three containers; files hold up to 100,000 tensors.
+_MOST_INSTRUCTIONS = 3_000_000
+_MOST_CONTAINERS = 350_000
+#: More dimensions than any tensor has.
+_MOST_DIMENSIONS = 64
 _HOW = "Save nothing but the state dict: torch.save(model.state_dict(), 'model.pt')."
 
 
@@ -97,17 +102,23 @@ def read_pickle(raw: bytes) -> Any:  # noqa: ANN401 - whatever plain values it h
     """
     try:
         return _Machine().run(raw)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise Problem("invalid_checkpoint", f"data.pkl cannot be read: {error}.") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # What is wrong may be quoted in it, and be as long as the file.
+        reason = str(error)[:200]
+        raise Problem("invalid_checkpoint", f"data.pkl cannot be read: {reason}.") from error
 
 
 class _Machine:
     def __init__(self) -> None:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._containers = 0
+        self._dtypes: dict[str, str] = {}
 
     def run(self, raw: bytes) -> Any:  # noqa: ANN401
-        for opcode, argument, position in pickletools.genops(raw):
+        for number, (opcode, argument, position) in enumerate(pickletools.genops(raw)):
+            if number > _MOST_INSTRUCTIONS:
+                raise ValueError(f"it has over {_MOST_INSTRUCTIONS} instructions")
             if opcode.name == "STOP":
                 return self._stack.pop()
             act = _INSTRUCTIONS.get(opcode.name)
@@ -121,6 +132,12 @@ class _Machine:
         raise ValueError("it has no end")
 
     def push(self, value: Any) -> None:  # noqa: ANN401
+        self._stack.append(value)
+
+    def push_container(self, value: Any) -> None:  # noqa: ANN401
+        self._containers += 1
+        if self._containers > _MOST_CONTAINERS:
+            raise ValueError(f"it makes over {_MOST_CONTAINERS} dicts and lists")
         self._stack.append(value)
 
     def pop_to_mark(self) -> list[Any]:
@@ -150,7 +167,7 @@ class _Machine:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(values) % 2:
             raise ValueError("items are set in what is no dict")
-        target.update(zip(values[::2], values[1::2], strict=True))
+        target.update(_pairs(values))
 
     def append(self, values: list[Any]) -> None:
         target = self._stack[-1]
@@ -162,7 +179,7 @@ class _Machine:
         function, arguments = self.pop(2)
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
             raise TypeError("it calls what is no function")
-        self.push(_FUNCTIONS[function.name](*arguments))
+        self.push_container(_FUNCTIONS[function.name](*arguments))
 
     def build(self) -> None:
         # The attributes of a state dict and of a tensor say nothing about its values.
@@ -179,6 +196,8 @@ class _Machine:
 
     def find_on_stack(self) -> None:
         module, name = self.pop(2)
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a name is no text")
         self.find(f"{module}.{name}")
 
     def load_storage(self) -> None:
@@ -186,22 +205,36 @@ class _Machine:
         kind, storage, key, _, elements = reference
         if kind != "storage" or not isinstance(key, str) or not _is_size(elements):
             raise ValueError("a reference to the archive is damaged")
-        self.push(StoredBytes(key, _STORAGE_DTYPES[storage.name], elements))
+        dtype = _STORAGE_DTYPES[storage.name]
+        if self._dtypes.setdefault(key, dtype) != dtype:
+            raise ValueError("bytes are stored under two dtypes")
+        self.push(StoredBytes(key, dtype, elements))
 
 
 _Instruction = Callable[[_Machine, Any], None]
 
 
-def _ordered_dict(pairs: list[tuple[Any, Any]] | None = None) -> dict[Any, Any]:
-    return dict(pairs or ())
+def _ordered_dict() -> dict[Any, Any]:
+    return {}
 
 
 def _tensor(
-    storage: StoredBytes, first: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object
+    storage: StoredBytes,
+    first: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    _requires_grad: object = False,
+    _hooks: object = None,
+    metadata: object = None,
 ) -> StoredTensor:
-    sizes = (first, *shape, *strides)
     if not isinstance(storage, StoredBytes) or len(shape) != len(strides):
         raise TypeError("a tensor is damaged")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"a tensor has over {_MOST_DIMENSIONS} dimensions")
+    if metadata:
+        # That its values are to be negated or conjugated, for one.
+        raise ValueError("a tensor is a view that torch computes; save it as tensor.clone()")
+    sizes = (first, *shape, *strides)
     if not all(_is_size(size) for size in sizes):
         raise ValueError("a tensor has sizes that are none")
     return StoredTensor(storage, storage.dtype, first, tuple(shape), tuple(strides))
@@ -215,9 +248,9 @@ def _tensor_with_dtype(
     requires_grad: object,  # noqa: ARG001 - torch's own order
     hooks: object,  # noqa: ARG001
     dtype: _Global,
-    *_: object,
+    metadata: object = None,
 ) -> StoredTensor:
-    found = _tensor(storage, first, shape, strides)
+    found = _tensor(storage, first, shape, strides, metadata=metadata)
     return StoredTensor(storage, _DTYPES[dtype.name], found.first, found.shape, found.strides)
 
 
@@ -226,6 +259,8 @@ def _parameter(tensor: StoredTensor, *_: object) -> StoredTensor:
 
 
 def _size(values: Any = ()) -> tuple[Any, ...]:  # noqa: ANN401
+    if len(values) > _MOST_DIMENSIONS:
+        raise ValueError(f"a tensor has over {_MOST_DIMENSIONS} dimensions")
     return tuple(values)
 
 
@@ -257,11 +292,11 @@ def _instructions() -> Iterator[tuple[str, _Instruction]]:
     constants = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "MARK": _MARK}
     for name, value in constants.items():
         yield name, _constant(value)
-    yield "EMPTY_DICT", lambda machine, _: machine.push({})
-    yield "EMPTY_LIST", lambda machine, _: machine.push([])
+    yield "EMPTY_DICT", lambda machine, _: machine.push_container({})
+    yield "EMPTY_LIST", lambda machine, _: machine.push_container([])
     yield "EMPTY_TUPLE", lambda machine, _: machine.push(())
-    yield "DICT", lambda machine, _: machine.push(_pairs(machine.pop_to_mark()))
-    yield "LIST", lambda machine, _: machine.push(machine.pop_to_mark())
+    yield "DICT", lambda machine, _: machine.push_container(_pairs(machine.pop_to_mark()))
+    yield "LIST", lambda machine, _: machine.push_container(machine.pop_to_mark())
     yield "TUPLE", lambda machine, _: machine.push(tuple(machine.pop_to_mark()))
     for count in (1, 2, 3):
         yield f"TUPLE{count}", _tuple_of(count)
@@ -289,6 +324,10 @@ def _tuple_of(count: int) -> _Instruction:
 
 
 def _pairs(values: list[Any]) -> dict[Any, Any]:
+    for key in values[::2]:
+        # The hash of a nested tuple takes as long, and as deep a stack, as whoever made it likes.
+        if not isinstance(key, str | int | float | None):
+            raise TypeError("a key of a dict is neither text nor a number")
     return dict(zip(values[::2], values[1::2], strict=True))
 
 

@@ -11,10 +11,13 @@ from jobs.safetensors_header import DTYPE_BYTES, MAX_TENSORS, TensorSpec, encode
 from service.formats import unsupported
 from service.pickle_data import StoredTensor, read_pickle
 from service.receive import CHUNK_BYTES
+from service.zip_archive import check_member
 
 #: How training loops call the state dict inside of a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-_MAX_PICKLE_BYTES = 64 * 1024**2
+_MAX_PICKLE_BYTES = 32 * 1024**2
+#: What is told of the names that are left out.
+_MOST_NAMES, _MOST_NAME_LENGTH = 100, 100
 #: Tensors that share their bytes get their own, but no file grows by more than this.
 _MOST_GROWTH, _FREE_BYTES = 4, 64 * 1024**2
 _LOCAL_HEADER_BYTES, _LENGTHS_OFFSET = 30, 26
@@ -46,6 +49,9 @@ def convert(archive: zipfile.ZipFile, path: Path, target: Path, max_bytes: int) 
     root = _root_of(archive) or ""
     _check_order(archive, root, entries)
     pickled = entries[root + "data.pkl"]
+    check_member(pickled)
+    if pickled.compress_type != zipfile.ZIP_STORED:
+        raise Problem("invalid_checkpoint", "data.pkl is compressed, as torch.save never does it.")
     if pickled.file_size > _MAX_PICKLE_BYTES:
         raise Problem("invalid_checkpoint", f"data.pkl has over {_MAX_PICKLE_BYTES} bytes.")
     tensors, ignored = _find_tensors(read_pickle(archive.read(pickled)))
@@ -56,7 +62,7 @@ def convert(archive: zipfile.ZipFile, path: Path, target: Path, max_bytes: int) 
         for spec in specs:
             start = _locate(source, spec, tensors[spec.name], entries, root)
             _copy(source, start, spec.nbytes, file)
-    return ignored
+    return [name[:_MOST_NAME_LENGTH] for name in ignored[:_MOST_NAMES]]
 
 
 def _root_of(archive: zipfile.ZipFile) -> str | None:
@@ -71,6 +77,8 @@ def _check_order(
     archive: zipfile.ZipFile, root: str, entries: Mapping[str, zipfile.ZipInfo]
 ) -> None:
     order = entries.get(root + "byteorder")
+    if order is not None:
+        check_member(order)
     if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
         raise unsupported("a state dict whose numbers are not little-endian", _HOW_TO_SAVE)
 
@@ -79,13 +87,15 @@ def _find_tensors(value: Any) -> tuple[dict[str, StoredTensor], list[str]]:  # n
     """Give the tensors by their names, and the names of everything else."""
     if not isinstance(value, dict):
         raise unsupported("a torch.save file that holds no state dict", _HOW_TO_SAVE)
-    found = {name: value[name] for name in value if isinstance(value[name], StoredTensor)}
+    found, ignored = _split(value)
     for wrapper in _WRAPPERS:
         inner = value.get(wrapper)
-        if not found and isinstance(inner, dict):
-            tensors, ignored = _find_tensors(inner)
-            others = [str(name) for name in value if name != wrapper]
-            return tensors, [*others, *(f"{wrapper}.{name}" for name in ignored)]
+        # First: beside it a training loop may keep tensors of its own.
+        if isinstance(inner, dict) and _split(inner)[0]:
+            found, left_out = _split(inner)
+            ignored = [str(name) for name in value if name != wrapper]
+            ignored += [f"{wrapper}.{name}" for name in left_out]
+            break
     if not found:
         raise unsupported("a torch.save file that holds no tensor by its name", _HOW_TO_SAVE)
     if len(found) > MAX_TENSORS:
@@ -93,6 +103,11 @@ def _find_tensors(value: Any) -> tuple[dict[str, StoredTensor], list[str]]:  # n
     for name in found:
         if not isinstance(name, str):
             raise Problem("invalid_checkpoint", f"The name of a tensor, {name!r}, is no text.")
+    return found, ignored
+
+
+def _split(value: dict[Any, Any]) -> tuple[dict[str, StoredTensor], list[str]]:
+    found = {name: value[name] for name in value if isinstance(value[name], StoredTensor)}
     return found, [str(name) for name in value if name not in found]
 
 

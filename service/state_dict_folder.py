@@ -1,6 +1,7 @@
 """The state dicts in an unpacked archive, such as an older transformers folder, as safetensors."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from service.state_dict import convert, is_torch_save
 from service.zip_archive import open_zip
 
 _OLD_STEM, _NEW_STEM = "pytorch_model", "model"
+_SHARD = re.compile(rf"{_OLD_STEM}-\d+-of-\d+\.bin")
 _OLD_INDEX_NAME = "pytorch_model.bin.index.json"
 
 
@@ -31,8 +33,9 @@ def convert_folder(folder: Path, max_bytes: int) -> list[str]:
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix in PICKLE_SUFFIXES)
     # Beside the weights, trainers leave their arguments and optimizers.
-    chosen = [path for path in paths if path.name.startswith(_OLD_STEM)] or paths
-    if len(chosen) > 1 and not all(path.name.startswith(f"{_OLD_STEM}-") for path in chosen):
+    chosen = [path for path in paths if path.name == f"{_OLD_STEM}.bin"] or paths
+    chosen = [path for path in paths if _SHARD.fullmatch(path.name)] or chosen
+    if len(chosen) > 1 and not all(_SHARD.fullmatch(path.name) for path in chosen):
         names = ", ".join(path.name for path in chosen[:3])
         raise unsupported(f"an archive of several state dicts ({names})", HOW_TO_CONVERT)
     ignored = [str(path.relative_to(folder)) for path in paths if path not in chosen]
@@ -71,9 +74,11 @@ def _rewrite_index(folder: Path) -> None:
         return
     path.unlink()
     weight_map: Any = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise Problem("invalid_checkpoint", f"{_OLD_INDEX_NAME} has no weight_map of file names.")
     if (folder / SINGLE_NAME).exists():
         return
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(file, str) and _SHARD.fullmatch(file) for file in weight_map.values()
+    ):
+        raise Problem("invalid_checkpoint", f"{_OLD_INDEX_NAME} has no weight_map of shards.")
     renamed = {name: _new_name(file) for name, file in weight_map.items()}
     (folder / INDEX_NAME).write_text(json.dumps({**index, "weight_map": renamed}))

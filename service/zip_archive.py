@@ -25,6 +25,9 @@ _FREE_BYTES = 64 * 1024**2
 _MAX_DIRECTORY_BYTES = 16 * 1024**2
 
 
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
+
+
 class _Guarded:
     """The zip's file, which refuses to be read into memory."""
 
@@ -72,7 +75,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             refuse_foreign_zip([member.filename for member in members])
             check_records(path, archive.start_dir, members)
             yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+    except _UNREADABLE as error:
         raise Problem("invalid_archive", f"The zip cannot be read: {error}.") from error
 
 
@@ -92,7 +95,7 @@ def unpack_zip(archive: zipfile.ZipFile, entries: Entries) -> None:
 
 
 def _store(archive: zipfile.ZipFile, member: zipfile.ZipInfo, entries: Entries) -> None:
-    _check(member)
+    check_member(member)
     if member.is_dir():
         entries.add_folder(member.filename)
         return
@@ -107,7 +110,15 @@ def _store(archive: zipfile.ZipFile, member: zipfile.ZipInfo, entries: Entries) 
         raise zipfile.BadZipFile(f"{member.filename!r} is shorter than announced")
 
 
-def _check(member: zipfile.ZipInfo) -> None:
+def check_member(member: zipfile.ZipInfo) -> None:
+    """Refuse an entry that is not stored or deflated as a plain file or a folder.
+
+    Args:
+        member: The entry.
+
+    Raises:
+        Problem: `unsafe_archive`.
+    """
     name = member.orig_filename
     if member.flag_bits & 0x1:
         raise unsafe(name, "it is encrypted")

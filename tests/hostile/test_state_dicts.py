@@ -9,6 +9,8 @@ import zipfile
 import pytest
 import torch
 
+from service.pickle_data import _INSTRUCTIONS
+
 
 class Calls:
     """Calls something when it is unpickled."""
@@ -88,7 +90,35 @@ CASES = {
         with_pickle(b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x02ls\x85R."),
         "unsupported_format",
     ),
-    "a name that is no text": (with_pickle(b"\x80\x04K\x01K\x02\x93."), "unsupported_format"),
+    "a name that is no text": (with_pickle(b"\x80\x04K\x01K\x02\x93."), "invalid_checkpoint"),
+    "a key that is a tuple without end": (
+        with_pickle(b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s."), "invalid_checkpoint",
+    ),
+    "a key that doubles": (
+        with_pickle(b"\x80\x02})" + b"\x94h\x00h\x00\x86" * 40 + b"K\x01s."),
+        "invalid_checkpoint",
+    ),
+    "a name that doubles": (
+        with_pickle(b"\x80\x04)" + b"\x94h\x00h\x00\x86" * 40 + b"\x8c\x01a\x93."),
+        "invalid_checkpoint",
+    ),
+    "dicts without end": (with_pickle(b"\x80\x02" + b"}" * 4_000_000), "invalid_checkpoint"),
+    "a size of many dimensions": (
+        with_pickle(b"\x80\x02ctorch\nSize\n(" + b"K\x01" * 100_000 + b"l\x85R."),
+        "invalid_checkpoint",
+    ),
+    "a number that is a book": (
+        with_pickle(b"\x80\x02F" + b"x" * 2_000_000 + b"\n."), "invalid_checkpoint",
+    ),
+    "a dict that holds itself": (
+        with_pickle(b"\x80\x02}q\x00X\x0a\x00\x00\x00state_dicth\x00s."), "unsupported_format",
+    ),
+    "a view that is to be negated": (
+        zipped(saved({"a": torch._neg_view(torch.ones(2))})), "invalid_checkpoint",
+    ),
+    "a view that is to be conjugated": (
+        zipped(saved({"a": torch.ones(2, dtype=torch.complex64).conj()})), "invalid_checkpoint",
+    ),
     "an empty pickle": (with_pickle(b""), "invalid_checkpoint"),
     "a pickle without end": (with_pickle(b"\x80\x02}"), "invalid_checkpoint"),
     "a pickle cut off": (with_pickle(pickle.dumps({"a": "b" * 99}, 2)[:40]), "invalid_checkpoint"),
@@ -160,4 +190,23 @@ def test_a_state_dict_that_lies_is_refused_and_nothing_in_it_is_called(client, k
 def test_every_instruction_of_a_state_dict_is_known():
     raw = saved(torch.nn.Linear(3, 2).state_dict())["archive/data.pkl"]
 
-    assert {"GLOBAL", "REDUCE", "BINPERSID"} <= {op.name for op, _, _ in pickletools.genops(raw)}
+    used = {opcode.name for opcode, _, _ in pickletools.genops(raw)}
+    assert {"GLOBAL", "REDUCE", "BINPERSID"} <= used <= {*_INSTRUCTIONS, "STOP"}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_pickle_that_is_compressed_in_an_odd_way_is_refused(client, method):
+    body = bytearray(zipped(saved(), method))
+
+    answer = client.post("/models", data=bytes(body))
+
+    assert (answer.status_code, answer.json["code"]) == (422, "unsafe_archive"), answer.json
+
+
+def test_what_is_said_of_names_that_are_left_out_is_short(client):
+    values = {"weight": torch.ones(2)} | {f"{i}" + "x" * 10_000: i for i in range(300)}
+
+    answer = client.post("/models", data=zipped(saved(values)))
+
+    assert answer.status_code == 201
+    assert len(answer.data) < 20_000

@@ -100,6 +100,24 @@ def test_the_state_dict_inside_of_a_training_checkpoint_is_found(convert_saved, 
     assert ignored == ["epoch", "lr", "done", "none", f"{wrapper}.extra"]
 
 
+def test_tensors_that_a_training_loop_keeps_beside_the_state_dict_are_left_out(convert_saved):
+    checkpoint = {"best_accuracy": torch.tensor(0.7), "state_dict": {"weight": torch.ones(2)}}
+
+    ignored, found = convert_saved(checkpoint)
+
+    assert_equal(found, checkpoint["state_dict"])
+    assert ignored == ["best_accuracy"]
+
+
+def test_the_wrapper_that_holds_tensors_is_taken(convert_saved):
+    checkpoint = {"state_dict": {"step": 1}, "model": {"weight": torch.ones(2)}}
+
+    ignored, found = convert_saved(checkpoint)
+
+    assert_equal(found, checkpoint["model"])
+    assert ignored == ["state_dict"]
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_binary_protocol_is_read(convert_saved, protocol):
     values = {"weight": torch.arange(6.0)}
@@ -255,6 +273,40 @@ def test_where_there_are_safetensors_the_state_dicts_are_left_out(client, blobs)
     assert answer.status_code == 201, answer.json
     assert answer.json["ignored_files"] == ["pytorch_model.bin"]
     assert stored_tensors(blobs, answer)[1] == ["model.safetensors"]
+
+
+def test_a_folder_that_is_empty_without_its_state_dicts_is_no_trouble(client, blobs):
+    weights = save({"fc.weight": torch.ones(2, 2)})
+    body = tarred(**{"a/model.safetensors": weights, "b/optimizer.bin": b"whatever it is"})
+
+    answer = client.post("/models", data=body)
+
+    assert answer.status_code == 201, answer.json
+    assert stored_tensors(blobs, answer)[1] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("file", ["", ".", "..", "../x", "model.safetensors"])
+def test_an_index_that_names_no_shards_is_refused(client, file):
+    body = tarred(
+        **{
+            "pytorch_model-00001-of-00002.bin": saved({"a": torch.ones(3)}),
+            "pytorch_model-00002-of-00002.bin": saved({"b": torch.ones(3)}),
+            "pytorch_model.bin.index.json": json.dumps({"weight_map": {"a": file}}).encode(),
+        }
+    )
+
+    answer = client.post("/models", data=body)
+
+    assert (answer.status_code, answer.json["code"]) == (422, "invalid_checkpoint")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors/x.json", "pytorch_model.bin/model.safetensors"]
+)
+def test_a_folder_with_the_name_of_a_file_is_refused(client, name):
+    answer = client.post("/models", data=tarred(**{name: b"{}"}))
+
+    assert (answer.status_code, answer.json["code"]) == (422, "unsafe_archive")
 
 
 @pytest.mark.parametrize(
