@@ -16,14 +16,13 @@ Names never come from a client unchecked: ids are hex, file names were validated
 import fcntl
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.durable_files import fsync, read_json, write_json
+from jobs.durable_files import fsync, read_json, remove_tree, write_json
 from jobs.job import JobResult, JobSpec, is_job_id
 
 StoreName = Literal["models", "datasets"]
@@ -65,7 +64,7 @@ class BlobStore:
             try:
                 yield folder
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
 
     def uploads(self) -> int:
         """Count the uploads that are being received, those of dead processes until the sweep."""
@@ -156,7 +155,7 @@ class BlobStore:
         if earlier and not folder.exists():
             folder.with_name(f"work-{earlier.pop()}").rename(folder)
         for number in earlier:
-            shutil.rmtree(folder.with_name(f"work-{number}"), ignore_errors=True)
+            remove_tree(folder.with_name(f"work-{number}"))
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -224,7 +223,7 @@ class BlobStore:
             folder.rename(grave)
         except FileNotFoundError:
             return False
-        shutil.rmtree(grave, ignore_errors=True)
+        remove_tree(grave)
         return True
 
 

@@ -21,7 +21,7 @@ import structlog
 from blake3 import blake3
 
 from jobs.blobs import SHA256_NAME, BlobStore, now_ms
-from jobs.durable_files import fsync
+from jobs.durable_files import fsync, remove_tree
 from jobs.gate import check as check_gate
 from jobs.job import Artifact, Job, JobResult, JobSpec, is_job_id
 from jobs.problems import Problem
@@ -187,7 +187,7 @@ def _put_all(artifact: Artifact, source: Path, target: Path, put: Put) -> None:
         for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
             fsync(folder)
     except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
+        remove_tree(target)
         raise
 
 

@@ -34,12 +34,13 @@ class _Value(BaseModel):
 class Progress(_Value):
     """How far a running job has come."""
 
-    phase: str = Field(description="What the runner is doing, such as `compress`.")
+    phase: str = Field(max_length=64, description="What the runner does, such as `compress`.")
     step: int = Field(ge=0, description="The recipe's step at work, counted from 1.")
     steps: int = Field(ge=0, description="How many steps the recipe has.")
-    done: int = Field(ge=0)
-    total: int = Field(ge=0)
-    unit: str = Field(description="What done and total count, such as `bytes`.")
+    # Numbers that JSON's readers all hold exactly.
+    done: int = Field(ge=0, lt=2**53)
+    total: int = Field(ge=0, lt=2**53)
+    unit: str = Field(max_length=64, description="What done and total count, such as `bytes`.")
     eta_seconds: float | None = Field(None, description="Time left at the recent pace.")
 
 

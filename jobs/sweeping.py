@@ -1,13 +1,13 @@
 """Housekeeping: what processes that died have left on the disk is found and removed."""
 
 import fcntl
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from jobs.blobs import BlobStore
+from jobs.durable_files import remove_tree
 from jobs.equal_jobs import forget_removed
 
 #: Nothing is half-way for this long: what still is was left behind.
@@ -27,7 +27,7 @@ def sweep(blobs: BlobStore) -> list[str]:
     for folder in (blobs.root / "staging").iterdir():
         if folder.is_dir() and _is_abandoned(folder):
             removed.append(folder.name)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
     for job_id in blobs.job_ids():
         removed += [f"{job_id}/{name}" for name in _sweep_job(blobs, job_id)]
     forget_removed(blobs)
@@ -54,7 +54,7 @@ def _sweep_job(blobs: BlobStore, job_id: str) -> Iterator[str]:
     for path in folder.glob("*-*"):
         if path.is_dir() and path.name != result.artifact_folder:
             yield path.name
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
 
 
 def _is_abandoned(staged: Path) -> bool:

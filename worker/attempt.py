@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import structlog
+
 from jobs.job import Progress
 from jobs.problems import Problem
 from worker.collect import MAX_FILES
@@ -25,6 +27,9 @@ _MEMORY_LOOK_SECONDS = 0.05
 #: The process that asks transformers about a model is one, and its threads are not processes.
 MOST_PROCESSES = 64
 _BLOCK_BYTES = 512
+_MOST_LOGGED = 4000
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,9 @@ def watch(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> Ou
     try:
         try:
             outcome = _follow(runner, lease, limits, drain)
-        except (AttributeError, LookupError, TypeError, ValueError):
-            # It works on a stranger's bytes, so what it says may be anything.
+        except TemplateDiedError:
+            raise
+        except Exception:  # noqa: BLE001 - it works on a stranger's bytes and may say anything
             outcome = Outcome("failed", Problem("runner_died", "The runner talked nonsense."))
         if runner.is_running:
             runner.kill()
@@ -120,6 +126,8 @@ def _follow(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> 
                 said = Outcome("done")
             elif message.kind == "problem":
                 said = Outcome("failed", Problem.from_dict(message.value))
+            elif message.kind == "log":
+                _log.warning("runner_said", text=str(message.value)[:_MOST_LOGGED])
             else:
                 return said or Outcome("failed", _died(message.value))
         stopped = interruption(lease, drain)

@@ -4,6 +4,7 @@ The runner worked on a stranger's bytes. So nothing it wrote is trusted: only re
 links are not followed, headers are read again, and the digests are computed here.
 """
 
+import errno
 import hashlib
 import os
 import stat
@@ -17,6 +18,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +34,7 @@ from jobs.safetensors_header import read_header
 MANIFEST_NAME = "manifest.json"
 MAX_REPORT_BYTES = 64 * 1024**2
 MAX_FILES = 10_000
+MAX_DEPTH = 8
 #: Up to this size the sha-256 is computed before the job succeeds; it takes milliseconds.
 INLINE_SHA256_BYTES = 16 * 1024**2
 _READ_BYTES = 4 * 1024**2
@@ -84,6 +87,7 @@ def measure_files(folder: Path, most_bytes: int, check: Check) -> list[Row]:
     Raises:
         Problem: `invalid_artifact`: something in the folder is not what a runner may leave.
     """
+    require_folder(folder)
     paths = sorted(_walk(folder))
     if not any(path.suffix == ".safetensors" for path in paths):
         raise Problem("invalid_artifact", "The runner left no safetensors file.")
@@ -104,6 +108,23 @@ def measure_files(folder: Path, most_bytes: int, check: Check) -> list[Row]:
     return rows
 
 
+def require_folder(folder: Path) -> None:
+    """Refuse anything but a folder, such as a link that leads to somebody else's.
+
+    Args:
+        folder: Where a runner was to leave files.
+
+    Raises:
+        Problem: `invalid_artifact`.
+    """
+    try:
+        is_folder = stat.S_ISDIR(folder.lstat().st_mode)
+    except FileNotFoundError:
+        is_folder = False
+    if not is_folder:
+        raise Problem("invalid_artifact", f"The runner left no folder {folder.name!r}.")
+
+
 def seal_artifact(folder: Path, about: dict[str, Any], measured: list[Row]) -> Artifact:
     """Write the manifest of an artifact.
 
@@ -116,6 +137,7 @@ def seal_artifact(folder: Path, about: dict[str, Any], measured: list[Row]) -> A
     Returns:
         The artifact, the manifest among its files, which is durable too.
     """
+    require_folder(folder)
     write_json(folder / MANIFEST_NAME, {"version": 1, **about, "files": measured})
     manifest = {"path": MANIFEST_NAME, **_measure(folder / MANIFEST_NAME, lambda: None)}
     rows = sorted([*measured, manifest], key=lambda row: str(row["path"]))
@@ -162,13 +184,27 @@ def read_verification(path: Path) -> Verification:
 
 def _read(path: Path, kind: type[Value]) -> Value:
     try:
-        if path.stat(follow_symlinks=False).st_size > MAX_REPORT_BYTES:
-            raise Problem(
-                "invalid_artifact", f"{path.name} is larger than {MAX_REPORT_BYTES} bytes."
-            )
-        return kind.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        raw = _read_plain(path)
+    except OSError as error:
         raise Problem("invalid_artifact", f"{path.name} cannot be read: {error}.") from error
+    if len(raw) > MAX_REPORT_BYTES:
+        raise Problem("invalid_artifact", f"{path.name} is larger than {MAX_REPORT_BYTES} bytes.")
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        # Where it is wrong, and not what stands there.
+        faults = error.errors(include_input=False, include_context=False, include_url=False)
+        detail = f"{path.name} is not what it should be: {str(faults)[:500]}."
+        raise Problem("invalid_artifact", detail) from None
+
+
+def _read_plain(path: Path) -> bytes:
+    """Read a file that may be anything: no link is followed, and no pipe waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file")
+        return file.read(MAX_REPORT_BYTES + 1)
 
 
 def sha256(path: Path) -> str:
@@ -188,17 +224,25 @@ def _wait(kept: list[Future[None]], check: Check) -> None:
 
 def _walk(folder: Path) -> Iterator[Path]:
     seen = 0
-    for root, folders, files in os.walk(folder, followlinks=False):
-        for name in (*folders, *files):
-            path = Path(root) / name
-            mode = path.lstat().st_mode
+    folders = [(folder, 0)]
+    while folders:
+        current, depth = folders.pop()
+        with os.scandir(current) as scanned:
+            entries = list(islice(scanned, MAX_FILES + 1))
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
             seen += 1
             if seen > MAX_FILES:
                 raise Problem("invalid_artifact", f"The runner left more than {MAX_FILES} files.")
-            if stat.S_ISREG(mode):
-                yield path
-            elif not stat.S_ISDIR(mode):
-                raise Problem("invalid_artifact", f"The runner left {name!r}, which is no file.")
+            if stat.S_ISDIR(status.st_mode) and depth < MAX_DEPTH:
+                folders.append((Path(entry.path), depth + 1))
+            # One that has a second name could be changed by that name while it is hashed.
+            elif stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                yield Path(entry.path)
+            else:
+                raise Problem(
+                    "invalid_artifact", f"The runner left {entry.name!r}, which is no plain file."
+                )
 
 
 def _measure(path: Path, check: Check) -> Row:

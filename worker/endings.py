@@ -7,13 +7,13 @@ drained    back to the queue, not counted
 lost       nothing: the job may be another worker's, and only its holder may speak for it
 """
 
-import shutil
 from typing import Literal
 
 import structlog
 from celery import Celery
 
 from jobs.blobs import now_ms
+from jobs.durable_files import remove_tree
 from jobs.equal_jobs import remember
 from jobs.job import Job, JobResult
 from jobs.problems import Problem
@@ -57,7 +57,7 @@ class Endings:
             # The other result is the job's, and ours is rubbish.
             if result.artifact_folder:
                 ours = self._blobs.job_folder(job.id) / result.artifact_folder
-                shutil.rmtree(ours, ignore_errors=True)
+                remove_tree(ours)
             published = self._blobs.read_result(job.id)
             if published is not None:
                 self._store.finish(published, token=None)
@@ -118,9 +118,9 @@ class Endings:
 
     def _remove_scratch(self, job: Job, token: int) -> None:
         folder = self._blobs.job_folder(job.id)
-        shutil.rmtree(folder / f"work-{token}", ignore_errors=True)
+        remove_tree(folder / f"work-{token}")
         if not self._blobs.has_result(job.id):
-            shutil.rmtree(folder / f"artifact-{token}", ignore_errors=True)
+            remove_tree(folder / f"artifact-{token}")
 
 
 def _may_go_on(outcome: Outcome) -> bool:

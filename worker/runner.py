@@ -6,6 +6,7 @@ to its supervisor through one pipe: a JSON line per message.
     {"progress": {...}}         any number of times
     {"problem": {...}}          the job failed for a reason that the catalogue names
     {"done": true}              what it was to make is in the work folder
+    {"log": "..."}              for people; nothing follows from it
 """
 
 import json
@@ -29,6 +30,7 @@ ARTIFACT_NAME = "artifact"
 REPORT_NAME = "report.json"
 JOURNAL_NAME = "journal"
 VERIFICATION_NAME = "verification.json"
+_MOST_LOGGED = 4000
 
 OnProgress = Callable[[Progress], None]
 
@@ -73,10 +75,10 @@ def run(order: Order, pipe: int) -> None:
     except MemoryError:
         _send(pipe, {"problem": _out_of_memory().to_dict()})
     except OSError as error:
-        traceback.print_exc()
+        _send(pipe, {"log": traceback.format_exc()[-_MOST_LOGGED:]})
         _send(pipe, {"problem": Problem.from_os_error(error).to_dict()})
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must learn of it
-        traceback.print_exc()
+        _send(pipe, {"log": traceback.format_exc()[-_MOST_LOGGED:]})
         unexpected = Problem("internal_error", f"The runner raised {type(error).__name__}.")
         _send(pipe, {"problem": unexpected.to_dict()})
     else:

@@ -43,11 +43,11 @@ class Message:
     """Something that a runner said, or its end.
 
     Attributes:
-        kind: `progress`, `problem`, `done`, or `exit`.
+        kind: `progress`, `problem`, `done`, `log`, or `exit`.
         value: The message's value; for `exit` the exit code, negative for a signal.
     """
 
-    kind: Literal["progress", "problem", "done", "exit"]
+    kind: Literal["progress", "problem", "done", "log", "exit"]
     value: Any
 
 
@@ -211,9 +211,13 @@ class Runner:
         if self._pipe in readable:
             yield from self._read_pipe()
         if self._control in readable:
+            # What it left behind may hold the other end of the pipe, and no limit holds any more.
+            self._end_the_rest()
             # The exit status is sent after the last line was written: read what is left first.
-            while self._pipe_is_open:
-                yield from self._read_pipe()
+            os.set_blocking(self._pipe, False)
+            with contextlib.suppress(BlockingIOError):
+                while self._pipe_is_open:
+                    yield from self._read_pipe()
             yield Message("exit", self._exit_code())
 
     def kill(self) -> int:
@@ -225,25 +229,26 @@ class Runner:
         Raises:
             TemplateDiedError: The template died, and the runner with it.
         """
-        if self._sandbox is not None:
-            self._sandbox.close()
-            return self._exit_code()
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            # Between its fork and its setsid() it leads no group yet, or it has just ended.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        self._end_the_rest()
+        # Between its fork and its setsid() it leads no group yet.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
         return self._exit_code()
 
     def usage(self) -> Usage:
         """Count the processes of the runner, itself and what it started, and their memory."""
+        found: dict[int, psutil.Process] = {}
+        # Children whose parent has ended belong to the sandbox's first process.
+        holders = () if self._sandbox is None else self._sandbox.own_pids
+        for pid in (self.pid, *holders[:1]):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                root = psutil.Process(pid)
+                found |= {process.pid: process for process in (root, *root.children(True))}
         processes, resident_bytes = 0, 0
-        with contextlib.suppress(psutil.NoSuchProcess):
-            runner = psutil.Process(self.pid)
-            for process in (runner, *runner.children(recursive=True)):
+        for pid in found.keys() - set(holders):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                resident_bytes += found[pid].memory_info().rss
                 processes += 1
-                resident_bytes += process.memory_info().rss
         return Usage(processes, resident_bytes)
 
     def close(self) -> None:
@@ -251,6 +256,13 @@ class Runner:
         os.close(self._pipe)
         if self._sandbox is not None:
             self._sandbox.close()
+
+    def _end_the_rest(self) -> None:
+        if self._sandbox is not None:
+            self._sandbox.close()
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _exit_code(self) -> int:
         try:

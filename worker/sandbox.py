@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+import psutil
 import structlog
 
 from jobs.problems import Problem
@@ -63,12 +64,15 @@ class Sandbox:
 
     Attributes:
         pidfd: Of its first process, whose namespaces a runner enters.
+        own_pids: The processes that hold it open. What a runner in there leaves to itself becomes a
+            child of the first of them.
 
     Raises:
         Problem: `sandbox_unavailable`: there is no bubblewrap, or the system does not let it work.
     """
 
     pidfd: int
+    own_pids: tuple[int, ...]
 
     def __init__(self, place: Place) -> None:
         program = shutil.which("bwrap")
@@ -88,12 +92,16 @@ class Sandbox:
             os.close(writing)
         with os.fdopen(reading) as info:
             said = info.read()
-        self.pidfd = _open_first_process(said)
+        first_pid = _first_pid(said)
+        self.pidfd = _open(first_pid)
+        self.own_pids = ()
         if not self._is_ready():
             self._process.kill()
             _, errors = self._process.communicate()
             self.close()
             raise _unavailable(errors.decode(errors="replace").strip()[-500:])
+        holders = psutil.Process(first_pid).children()
+        self.own_pids = (first_pid, *(process.pid for process in holders))
 
     def __enter__(self) -> Self:
         return self
@@ -120,11 +128,18 @@ class Sandbox:
         return self.pidfd >= 0 and stdout is not None and bool(stdout.readline())
 
 
-def _open_first_process(said: str) -> int:
-    """Give a pidfd of the process that bubblewrap names; -1 where there is none."""
+def _first_pid(said: str) -> int:
+    """Give the process that bubblewrap names; -1 where it came to nothing."""
     try:
-        return os.pidfd_open(json.loads(said)["child-pid"])
-    except (ValueError, ProcessLookupError):
+        return int(json.loads(said)["child-pid"])
+    except ValueError:
+        return -1
+
+
+def _open(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid) if pid > 0 else -1
+    except ProcessLookupError:
         return -1
 
 
@@ -166,8 +181,7 @@ def find_level(wanted: str) -> Level:
 def _arguments(place: Place) -> Iterator[str]:
     yield from ("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent")
     yield from ("--new-session", "--clearenv", "--cap-drop", "ALL")
-    yield from ("--proc", "/proc", "--dev", "/dev")
-    yield from ("--size", str(_TMP_BYTES), "--tmpfs", "/tmp")  # noqa: S108 - the sandbox's own
+    yield from _kernel(has_device=place.has_device)
     readable = list(_system())
     for path in readable:
         yield from ("--ro-bind", str(path), str(path))
@@ -178,16 +192,26 @@ def _arguments(place: Place) -> Iterator[str]:
             yield from ("--ro-bind", str(link), str(link))
     for file in _SYSTEM_FILES:
         yield from ("--ro-bind-try", file, file)
-    if place.has_device:
-        yield from ("--ro-bind", "/sys", "/sys")
-        for device in sorted(Path("/dev").glob("nvidia*")):
-            yield from ("--dev-bind", str(device), str(device))
     if any(place.hidden.is_relative_to(path) for path in readable):
         yield from ("--tmpfs", str(place.hidden))
     yield from ("--bind", str(place.writable), str(place.writable))
     for path in place.readable:
         yield from ("--ro-bind", str(path), str(path))
-    yield from ("--remount-ro", "/", "--chdir", "/")
+    yield from ("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/")
+
+
+def _kernel(*, has_device: bool) -> Iterator[str]:
+    """Yield what the kernel shows of itself, and the folders that are memory."""
+    yield from ("--proc", "/proc", "--dev", "/dev")
+    # Root outside owns these whatever it may do in here, and some of them run programs as root.
+    for name in ("/proc/sys", "/proc/sysrq-trigger"):
+        yield from ("--ro-bind-try", name, name)
+    for name in ("/tmp", "/dev/shm"):  # noqa: S108 - the sandbox's own
+        yield from ("--size", str(_TMP_BYTES), "--tmpfs", name)
+    if has_device:
+        yield from ("--ro-bind", "/sys", "/sys")
+        for device in sorted(Path("/dev").glob("nvidia*")):
+            yield from ("--dev-bind", str(device), str(device))
 
 
 def _system() -> Iterator[Path]:

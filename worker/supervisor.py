@@ -165,6 +165,10 @@ class Supervisor:
             except OSError as error:
                 _log.exception("attempt_failed")
                 outcome = Outcome("failed", Problem.from_os_error(error))
+            except Exception as error:  # noqa: BLE001 - no job is left running that nobody works on
+                _log.exception("attempt_failed")
+                unexpected = f"The supervisor raised {type(error).__name__}."
+                outcome = Outcome("failed", Problem("internal_error", unexpected))
             self._endings(held).settle(held.job, held.token, outcome)
         return outcome
 

@@ -129,6 +129,11 @@ def _be_runner(parent_pid: int, bounds: Bounds, work: Callable[[], None]) -> NoR
         limit(bounds)
         for name in set(os.environ) - _KEPT_ENVIRONMENT:
             del os.environ[name]
+        # These are the worker's own log, and whoever holds a descriptor can open its file again.
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (1, 2):
+            os.dup2(null, descriptor)
+        os.close(null)
         work()
         code = 0
     except OSError:

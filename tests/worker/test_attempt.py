@@ -49,7 +49,10 @@ def start(tmp_path):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reading, writing = os.pipe()
         process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=tmp_path, start_new_session=True, pass_fds=[writing]
+            [sys.executable, "-c", f"PIPE = {writing}\n{code}"],
+            cwd=tmp_path,
+            start_new_session=True,
+            pass_fds=[writing],
         )
         os.close(writing)
 
@@ -93,6 +96,34 @@ def test_a_runner_that_takes_more_than_any_job_needs_is_stopped(start, lease, tm
     assert (outcome.kind, outcome.problem.code) == ("failed", "runner_overreached")
     assert said in outcome.problem.detail
     assert process.wait() < 0
+
+
+def test_a_runner_that_ends_and_leaves_a_child_with_its_pipe_is_not_waited_for(
+    start, lease, tmp_path
+):
+    runner, _ = start("import os, time; os.fork() or time.sleep(1000)")
+
+    outcome = watch(runner, lease, limits(tmp_path), None)
+
+    assert outcome.problem.code == "runner_died"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"progress":' + b"[" * 50_000,
+        b'{"progress": {"phase": "x", "step": 1, "steps": 1, "done": 1, "unit": "b", "total": 1'
+        + b"0" * 400 + b"}}",
+        b"\xff\xfe", b"[]", b'{"a": 1, "b": 2}', b'{"problem": 3}', b'{"progress": {}}', b"null",
+    ],
+)  # fmt: skip
+def test_whatever_a_runner_says_its_attempt_ends(start, lease, tmp_path, said):
+    (tmp_path / "said").write_bytes(said + b"\n")
+    runner, _ = start("import os, time; os.write(PIPE, open('said', 'rb').read()); time.sleep(60)")
+
+    outcome = watch(runner, lease, limits(tmp_path), None)
+
+    assert (outcome.kind, outcome.problem.code) == ("failed", "runner_died")
 
 
 def at(done, phase="compress"):

@@ -75,7 +75,7 @@ def test_the_same_files_give_the_same_digest_wherever_they_lie(folder, tmp_path)
 def test_what_is_no_regular_file_is_refused(folder, make):
     make(folder / "x")
 
-    with pytest.raises(Problem, match="'x', which is no file"):
+    with pytest.raises(Problem, match="'x', which is no plain file"):
         collect(folder)
 
 
@@ -95,6 +95,61 @@ def test_a_damaged_tensor_file_is_refused(folder):
         collect(folder)
 
     assert caught.value.code == "invalid_artifact"
+
+
+def test_a_link_in_the_place_of_the_folder_is_refused(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+
+    with pytest.raises(Problem, match="no folder 'link'") as caught:
+        collect(tmp_path / "link")
+
+    assert caught.value.code == "invalid_artifact"
+    assert not (folder / "manifest.json").exists()
+
+
+def test_a_file_with_a_second_name_is_refused(folder, tmp_path):
+    os.link(folder / "model.safetensors", tmp_path / "other name")
+
+    with pytest.raises(Problem, match=r"model\.safetensors', which is no plain file"):
+        collect(folder)
+
+
+def test_folders_nested_without_end_are_refused(folder):
+    deep = folder
+    for _ in range(20):
+        deep /= "x"
+    deep.mkdir(parents=True)
+
+    with pytest.raises(Problem, match="'x', which is no plain file"):
+        collect(folder)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        lambda path: os.symlink("/etc/passwd", path),
+        lambda path: os.symlink("/dev/zero", path),
+        os.mkdir,
+    ],
+    ids=["fifo", "link", "link to a device", "folder"],
+)
+def test_a_report_that_is_no_plain_file_is_refused_unread(tmp_path, make):
+    make(tmp_path / "report.json")
+
+    with pytest.raises(Problem, match=r"report\.json cannot be read") as caught:
+        read_report(tmp_path / "report.json")
+
+    assert "root:" not in caught.value.detail
+
+
+def test_what_stands_in_a_report_that_is_none_is_not_told(tmp_path):
+    (tmp_path / "report.json").write_text('{"secret": "of the house"}')
+
+    with pytest.raises(Problem) as caught:
+        read_report(tmp_path / "report.json")
+
+    assert "of the house" not in caught.value.detail
 
 
 def test_more_bytes_than_any_artifact_has_are_refused_unread_though_they_are_a_hole(folder):

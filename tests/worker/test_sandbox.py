@@ -193,6 +193,26 @@ def test_nothing_of_the_system_can_be_written(cell, path):
     assert said in (errno.EROFS, errno.EACCES)
 
 
+@pytest.mark.parametrize(
+    "path", ["/proc/sys/kernel/core_pattern", "/proc/sys/fs/dir-notify-enable", "/dev/new"]
+)
+def test_nothing_of_the_kernel_can_be_set(cell, path):
+    said, _ = cell.load(attempt(f"open({path!r}, 'r+b' if 'proc' in {path!r} else 'wb')"))
+
+    assert said in (errno.EROFS, errno.EACCES)
+
+
+def test_the_folders_that_are_memory_hold_little(cell):
+    for folder in ("/tmp", "/dev/shm"):
+        code = f"""
+            for i in range(20):
+                with open({folder!r} + f'/{{i}}', 'wb') as file:
+                    file.write(bytes(9 * 10**6))
+        """
+        said, _ = cell.load(attempt(code))
+        assert said == errno.ENOSPC
+
+
 def test_no_secret_of_the_environment_is_there(cell, monkeypatch):
     monkeypatch.setenv("REDIS_URL", "redis://:secret@redis")
 
