@@ -1,0 +1,131 @@
+"""The same kills on plain Celery, for the table."""
+
+import contextlib
+import random
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from benchmarks.chaos.plan import Fault, Plan
+from benchmarks.chaos.programs import Program, living
+from jobs.settings import Settings
+from local.processes import redis_command
+
+_TASK_SECONDS = 0.05
+#: Longer than the time-out of an unacknowledged message and the pauses between looks for one.
+_QUIET_SECONDS = 130.0
+_LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of the tasks.
+
+    Attributes:
+        tasks: How many were sent, each acknowledged by Redis.
+        lost: How many were never done.
+        doubled: How many were done more than once.
+    """
+
+    tasks: int
+    lost: int
+    doubled: int
+
+
+def run_plain(folder: Path, plan: Plan, workers: int, *, rejects: bool) -> Tally:
+    """Run as many tasks as a plan has jobs, under its kills of workers and Redis.
+
+    Args:
+        folder: Where everything lies; made.
+        plan: The faults; wipes, zombies and kills of the service are left out.
+        workers: How many workers.
+        rejects: Whether `task_reject_on_worker_lost` is set too.
+
+    Returns:
+        What became of the tasks.
+    """
+    folder.mkdir()
+    done = folder / "done"
+    done.touch()
+    settings = Settings(data_dir=folder)
+    broker = f"redis+socket://{settings.redis_socket}"
+    environment = {
+        "PLAIN_BROKER": broker,
+        "PLAIN_DONE": str(done),
+        "PLAIN_REJECTS": str(int(rejects)),
+    }
+    redis = Program("redis", redis_command(settings, folder / "redis"), {}, folder)
+    command = [
+        sys.executable, "-m", "celery", "-A", "benchmarks.chaos.plain_app", "worker",
+        "--pool=prefork", "--concurrency=1", "--without-gossip", "--without-mingle",
+    ]  # fmt: skip
+    crew = [Program(f"plain-{n}", command, environment, folder) for n in range(workers)]
+    try:
+        _send(broker, len(plan.wishes))
+        _hurt(plan, redis, crew, done)
+        _wait(done, len(plan.wishes))
+    finally:
+        for program in (*crew, redis):
+            program.stop()
+    times = Counter(done.read_text().split())
+    return Tally(
+        tasks=len(plan.wishes),
+        lost=len(plan.wishes) - len(times),
+        doubled=sum(count > 1 for count in times.values()),
+    )
+
+
+def _send(broker: str, tasks: int) -> None:
+    with Celery("sender", broker=broker, set_as_current=False) as app:
+        for number in range(tasks):
+            while True:
+                try:
+                    app.send_task("plain.work", [number, _TASK_SECONDS], ignore_result=True)
+                    break
+                except (OperationalError, RedisError, OSError):
+                    time.sleep(_LOOK_SECONDS)
+
+
+def _hurt(plan: Plan, redis: Program, crew: list[Program], done: Path) -> None:
+    for fault in plan.faults:
+        quiet_at = time.monotonic() + _QUIET_SECONDS
+        while _lines(done) < fault.after and time.monotonic() < quiet_at:
+            time.sleep(_LOOK_SECONDS)
+        with contextlib.suppress(psutil.Error, OSError):
+            _do(fault, redis, random.Random(fault.choice).choice(crew))
+
+
+def _do(fault: Fault, redis: Program, worker: Program) -> None:
+    if fault.kind == "redis":
+        with redis.away():
+            time.sleep(fault.seconds)
+    elif fault.kind == "worker":
+        under_it = psutil.Process(worker.pid).children(recursive=True)
+        worker.kill()
+        living(under_it, 5)
+    elif fault.kind in ("runner", "supervisor", "template"):
+        # What works on a task here is the pool's child.
+        for child in psutil.Process(worker.pid).children():
+            child.kill()
+
+
+def _wait(done: Path, tasks: int) -> None:
+    """Wait until every task was done, or none was for a long time."""
+    before, quiet_at = -1, 0.0
+    while len(set(done.read_text().split())) < tasks:
+        if (now := done.stat().st_size) != before:
+            before, quiet_at = now, time.monotonic() + _QUIET_SECONDS
+        if time.monotonic() > quiet_at:
+            return
+        time.sleep(1)
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n")
