@@ -24,6 +24,7 @@ from jobs.store import connect
 from jobs.tenants import Tenants
 from worker.supervisor import Supervisor
 from worker.tasks import register
+from worker.watchdog import Watchdog
 
 settings = Settings()
 app = make_celery(settings)
@@ -34,6 +35,7 @@ _drain_reading, _drain_writing = os.pipe()
 
 _supervisor: Supervisor | None = None
 _reaper: Reaper | None = None
+_watchdog: Watchdog | None = None
 
 
 def _run(tenant: str, job_id: str) -> None:
@@ -69,15 +71,20 @@ def _on_child_stop(**_: Any) -> None:  # noqa: ANN401
 
 @worker_ready.connect(weak=False)
 def _on_ready(**_: Any) -> None:  # noqa: ANN401
-    global _reaper  # noqa: PLW0603 - one per consumer, made after it is up
+    global _reaper, _watchdog  # noqa: PLW0603 - one per consumer, made after it is up
     _reaper = Reaper(
         _tenants(), app, settings.queue, settings.reap_seconds, worker=socket.gethostname()
     )
     _reaper.start()
+    _watchdog = Watchdog(connect(settings.redis), settings.queue)
+    _watchdog.start()
 
 
 @worker_shutting_down.connect(weak=False)
 def _on_shutting_down(**_: Any) -> None:  # noqa: ANN401
+    # From here on doorbells are left to others.
+    if _watchdog is not None:
+        _watchdog.stop()
     os.write(_drain_writing, b"!")
 
 

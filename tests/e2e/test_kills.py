@@ -61,6 +61,23 @@ def test_a_killed_redis(stack, job_at_work, undisturbed, wait_until):
     assert wait_until(lambda: stack.find("redis-server")).pid != redis.pid
 
 
+def test_a_worker_whose_redis_died_under_a_job_takes_the_next_one(
+    stack, job_at_work, small_model, wait_until
+):
+    # Stopped, so that the job ends while Redis is away, and cannot be acknowledged.
+    redis = stack.find("redis-server")
+    redis.suspend()
+    stack.runner().kill()
+    wait_until(lambda: not stack.runner())
+    redis.kill()
+    wait_until(lambda: (p := stack.find("redis-server")) and p.pid != redis.pid)
+
+    job = stack.wait(stack.submit(small_model, RECIPE)["id"])
+
+    assert job["state"] == "succeeded", job["failure"]
+    assert stack.wait(job_at_work)["state"] == "succeeded"
+
+
 def test_a_killed_service(stack, job_at_work, undisturbed, wait_until):
     service = stack.find("-m service")
     service.kill()
