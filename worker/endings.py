@@ -11,6 +11,7 @@ from typing import Literal
 
 import structlog
 from celery import Celery
+from redis.exceptions import RedisError
 
 from jobs.blobs import now_ms
 from jobs.durable_files import remove_tree
@@ -88,6 +89,9 @@ class Endings:
     def _say(self, job: Job, token: int, outcome: Outcome) -> None:
         problem = outcome.problem
         if outcome.kind in ("done", "lost"):
+        except RedisError as error:
+            # The lease runs out, and a reaper takes the job back.
+            _log.warning("end_not_told", error=str(error))
             return
         if outcome.kind == "cancelled":
             self._end(job, token, "cancelled", None)

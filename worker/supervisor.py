@@ -110,10 +110,14 @@ class Supervisor:
                 "has_device": int(self.runners.device == "cuda"),
                 "has_sandbox": int(self.runners.level != "none"),
             }
-            try:
-                publish_levels(self._tenants.redis, levels)
-            except RedisError as error:
-                _log.warning("levels_not_published", error=str(error))
+            self._publish_levels(levels)
+
+    def _publish_levels(self, levels: dict[str, int]) -> None:
+        # Plans are worse without them, and nothing else is.
+        try:
+            publish_levels(self._tenants.redis, levels)
+        except RedisError as error:
+            _log.warning("levels_not_published", error=str(error))
 
     def run(self, tenant: str, job_id: str) -> None:
         """Do a job, if it may be taken; a doorbell too many does nothing.
@@ -165,6 +169,11 @@ class Supervisor:
             except OSError as error:
                 _log.exception("attempt_failed")
                 outcome = Outcome("failed", Problem.from_os_error(error))
+            except RedisError as error:
+                # Nobody here can tell whose the job is by now; what was made stays for whoever
+                # takes it next.
+                _log.warning("store_lost", error=str(error))
+                outcome = Outcome("lost")
             except Exception as error:  # noqa: BLE001 - no job is left running that nobody works on
                 _log.exception("attempt_failed")
                 unexpected = f"The supervisor raised {type(error).__name__}."
@@ -250,8 +259,7 @@ class Supervisor:
         job, blobs = held.job, held.stores.blobs
         blobs.write_report(job.id, report.model_dump(mode="json"))
         if report.memory.inspection_peak_bytes:
-            inspection = {"inspection_bytes": report.memory.inspection_peak_bytes}
-            publish_levels(self._tenants.redis, inspection)
+            self._publish_levels({"inspection_bytes": report.memory.inspection_peak_bytes})
         check_memory(report)
         check_gate(report, job.recipe.gate)
         name = f"artifact-{held.token}"
