@@ -26,6 +26,10 @@ from worker.checksums import Checksums
 
 _log = structlog.get_logger(__name__)
 
+#: What needs time to pass, or three attempts would be over before anything can have changed. The
+#: reaper rings afterwards.
+_PAUSES_MS = {"storage_full": 30_000}
+
 
 class Endings:
     """Says how one tenant's jobs end, on the disk and in Redis.
@@ -85,20 +89,26 @@ class Endings:
         except OSError as error:
             # Redis knows; a reaper writes it down once the disk can take it.
             _log.warning("end_not_written", error=str(error))
+        except RedisError as error:
+            # The lease runs out, and a reaper takes the job back.
+            _log.warning("end_not_told", error=str(error))
 
     def _say(self, job: Job, token: int, outcome: Outcome) -> None:
         problem = outcome.problem
         if outcome.kind in ("done", "lost"):
-        except RedisError as error:
-            # The lease runs out, and a reaper takes the job back.
-            _log.warning("end_not_told", error=str(error))
             return
         if outcome.kind == "cancelled":
             self._end(job, token, "cancelled", None)
         elif problem is not None and (problem.retryable or outcome.kind == "drained"):
-            state = self._store.release(job.id, token, problem, counted=outcome.kind != "drained")
-            if state == "queued":
+            pause_ms = _PAUSES_MS.get(problem.code, 0)
+            is_counted = outcome.kind != "drained"
+            state = self._store.release(
+                job.id, token, problem, counted=is_counted, delay_ms=pause_ms
+            )
+            if state == "queued" and not pause_ms:
                 ring(self._celery, self._tenant, job.id)
+            elif state == "queued":
+                _log.info("paused", job_id=job.id, pause_ms=pause_ms)
             elif state != "stale":
                 self._remove_scratch(job, token)
                 publish_end(self._store, self._blobs, job.id)

@@ -7,11 +7,13 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from jobs.queue import waiting_rings
 from jobs.reaper import publish_end
 
 MIB = 2**20
@@ -93,6 +95,21 @@ def test_a_disk_that_fills_while_a_job_writes_leaves_nothing_of_it(cramped):
     job = run_to_the_end(cramped, job_id)
     assert (job.state, job.failure["code"]) == ("failed", "storage_full")
     assert files_below(folder) == {"spec.json", "result.json"}
+
+
+def test_a_disk_that_is_full_is_given_time_before_the_next_attempt(workshop, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("worker.collect.measure_files", fill)
+    job_id = workshop.submit(workshop.small_model())
+
+    workshop.supervisor.run(job_id)
+
+    assert workshop.store.get(job_id).state == "queued"
+    assert waiting_rings(workshop.store.redis, workshop.settings.queue) == 0
+    [(_, due_ms)] = workshop.store.redis.zrange("modelpress:open", 0, 0, withscores=True)
+    assert 20 < due_ms / 1000 - time.time() < 31
 
 
 def test_a_disk_without_a_byte_left_still_lets_a_job_end(cramped):
