@@ -120,28 +120,38 @@ class Supervisor:
             _log.warning("levels_not_published", error=str(error))
 
     def run(self, tenant: str, job_id: str) -> None:
-        """Do a job, if it may be taken; a doorbell too many does nothing.
+        """Do a job, if it may be taken; else the one that has waited longest, if any waits.
+
+        Doorbells are counted against jobs, so one that came twice makes up for another that was
+        lost. If it did nothing, the job without one would wait as long as there is other work.
 
         Args:
             tenant: Whose job it is.
             job_id: The job that the doorbell named.
         """
         stores = self._tenants.stores(tenant)
-        with structlog.contextvars.bound_contextvars(tenant=tenant, job_id=job_id):
+        if not self._take(stores, job_id) and (waiting := stores.jobs.next_to_run()) is not None:
+            self._take(stores, waiting)
+
+    def _take(self, stores: Stores, job_id: str) -> bool:
+        """Do a job, and say whether it was to be had."""
+        with structlog.contextvars.bound_contextvars(tenant=stores.tenant, job_id=job_id):
             published = stores.blobs.read_result(job_id)
             if published is not None:
                 _log.info("already_published", outcome=stores.jobs.finish(published, token=None))
                 self._checksums.take_up(stores.blobs, job_id)
-                return
+                return False
             claim = stores.jobs.claim(job_id, self.name)
             _log.info("claim", outcome=claim.outcome, attempt=claim.attempt)
             if claim.outcome in ("exhausted", "ended"):
                 publish_end(stores.jobs, stores.blobs, job_id)
             job = stores.jobs.get(job_id)
-            if claim.outcome == "claimed" and job is not None:
-                outcome = self._attempt(_Held(stores, job, claim.token))
-                _log.info("attempt", outcome=outcome.kind, problem=str(outcome.problem or ""))
-                self._ring_for_refused(stores)
+            if claim.outcome != "claimed" or job is None:
+                return False
+            outcome = self._attempt(_Held(stores, job, claim.token))
+            _log.info("attempt", outcome=outcome.kind, problem=str(outcome.problem or ""))
+            self._ring_for_refused(stores)
+            return True
 
     def _ring_for_refused(self, stores: Stores) -> None:
         """Ring for a job whose own doorbell came while its tenant ran as many as it may."""

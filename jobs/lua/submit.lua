@@ -17,7 +17,10 @@ if ttl > 0 then
 end
 if redis.call('EXISTS', job) == 1 then return { 'exists', id } end
 if is_full then return { 'full', id } end
-set('state', 'queued', 'attempt', 0, 'revision', 0, 'created_ms', created, unpack(ARGV, 14))
+-- A record that is made long after its job takes the place of one that was lost. Its revisions begin
+-- above any that this one can have had, or a client that knows one would take the end for no change.
+local seconds = math.max(0, math.floor((now_ms() - tonumber(created)) / 1000))
+set('state', 'queued', 'attempt', 0, 'revision', string.format('%.0f', seconds * 1000), 'created_ms', created, unpack(ARGV, 14))
 redis.call('ZADD', open, now_ms() + tonumber(delay), id)
 redis.call('ZADD', queued, created, id)
 redis.call('ZADD', index, 0, id)

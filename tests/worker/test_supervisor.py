@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 from safetensors.numpy import load_file
 
 from engine.pipeline import compress
@@ -68,6 +69,40 @@ def test_a_doorbell_too_many_does_nothing(workshop):
     workshop.supervisor.run("default", "job_" + "0" * 32)
 
     assert workshop.store.get(job.id) == job
+
+
+def test_a_doorbell_too_many_serves_a_job_whose_own_was_lost(workshop):
+    ended = workshop.run(workshop.small_model())
+    older, younger = (workshop.submit(workshop.small_model()) for _ in range(2))
+
+    workshop.supervisor.run(ended.id)
+
+    assert workshop.store.get(older).state == "succeeded"
+    assert workshop.store.get(younger).state == "queued"
+
+
+@pytest.mark.parametrize("name", ["read_levels", "check_budget"])
+def test_a_redis_that_is_gone_for_a_moment_does_not_cost_what_was_made(workshop, monkeypatch, name):
+    def refuse(*_):
+        raise RedisConnectionError("Connection refused")
+
+    job_id = workshop.submit(workshop.small_model())
+    with monkeypatch.context() as patch:
+        patch.setattr(f"worker.supervisor.{name}", refuse)
+        workshop.supervisor.run(job_id)
+
+    assert workshop.store.get(job_id).state == "running"
+    assert list(workshop.blobs.job_folder(job_id).glob("work-*")) != []
+
+
+def test_what_plans_would_like_to_know_fails_no_job(workshop, monkeypatch):
+    def refuse(*_):
+        raise RedisConnectionError("Connection refused")
+
+    monkeypatch.setattr("worker.supervisor.publish_levels", refuse)
+
+    workshop.supervisor._publish_levels({"inspection_bytes": 1})
+    assert workshop.run(workshop.small_model()).state == "succeeded"
 
 
 def test_a_job_that_would_change_nothing_fails_and_says_so(workshop):
