@@ -135,6 +135,10 @@ class BlobStore:
             raise
         fsync(folder.parent)
 
+    def has_spec(self, job_id: str) -> bool:
+        """Tell whether a job is on the disk."""
+        return (self.job_folder(job_id) / "spec.json").exists()
+
     def read_spec(self, job_id: str) -> JobSpec | None:
         """Give a job's spec, or None where there is none."""
         members = read_json(self.job_folder(job_id) / "spec.json")

@@ -116,6 +116,8 @@ class JobSpec(_Value):
     labels: dict[str, str] = {}
     created_ms: int
     use_cache: bool = Field(True, description="Whether the artifact of an equal job will do.")
+    idempotency_key: str | None = Field(None, description="The client's, if it sent one.")
+    fingerprint: str = Field("", description="Of the request, to tell a retry from another.")
 
 
 class JobResult(_Value):

@@ -25,8 +25,8 @@ _log = structlog.get_logger(__name__)
 #: How long after its last ring a queued job is rung for again, where no message waits for it.
 RECHECK_MS = 10_000
 #: A spec this young may belong to a submit that is just about to create its record.
-_SETTLE_MS = 60_000
-_FULL_LOOK_SECONDS = 60
+_SETTLE_MS = 5_000
+_FULL_LOOK_MS = 60_000
 #: What a damaged folder of one job raises; the others are looked after all the same.
 _UNREADABLE = (OSError, ValueError)
 
@@ -55,6 +55,7 @@ class Reaper:
         self._queue = queue
         self._seconds = seconds
         self._worker = worker
+        self._has_young = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="reaper", daemon=True)
 
@@ -83,6 +84,7 @@ class Reaper:
             How many were brought back.
         """
         rebuilt = 0
+        self._has_young = False
         for stores in self._tenants.every():
             for job_id in stores.blobs.job_ids():
                 try:
@@ -118,12 +120,25 @@ class Reaper:
             return False
         spec = stores.blobs.read_spec(job_id)
         result = stores.blobs.read_result(job_id)
-        if spec is None or (result is None and now_ms() - spec.created_ms < _SETTLE_MS):
+        if spec is None:
             return False
-        is_created = stores.jobs.submit(spec, result, was_accepted=True).outcome == "created"
+        if result is None and now_ms() - spec.created_ms < _SETTLE_MS:
+            self._has_young = True
+            return False
+        submitted = stores.jobs.submit(
+            spec,
+            result,
+            idempotency_key=spec.idempotency_key,
+            fingerprint=spec.fingerprint,
+            was_accepted=True,
+        )
+        if submitted.job_id != job_id:
+            # The client was faster and sent its request again, which made another job. This one
+            # may have been accepted all the same.
+            submitted = stores.jobs.submit(spec, result, was_accepted=True)
         if result is None:
             ring(self._celery, stores.tenant, job_id)
-        return is_created
+        return submitted.outcome == "created"
 
     def _rings_are_missing(self) -> bool:
         # As long as as many messages wait as jobs that may run, each job will have its turn.
@@ -145,7 +160,8 @@ class Reaper:
                     self.rebuild()
                     for stores in self._tenants.every():
                         sweep(stores.blobs)
-                    full_look_at = time.monotonic() + _FULL_LOOK_SECONDS
+                    pause_ms = _SETTLE_MS if self._has_young else _FULL_LOOK_MS
+                    full_look_at = time.monotonic() + pause_ms / 1000
             except Exception as error:  # noqa: BLE001 - whatever it was, the next look must come
                 _log.warning("reaper_failed", error=str(error))
                 # Redis may come back without its data.

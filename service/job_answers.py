@@ -22,9 +22,14 @@ def find_job(job_id: str) -> Job:
         The record.
 
     Raises:
-        Problem: `job_not_found`.
+        Problem: `job_not_found`; `store_unavailable`: the job is on the disk, and its record will
+            be back in a moment.
     """
     job = own().jobs.get(job_id) if is_job_id(job_id) else None
+    if job is None and is_job_id(job_id) and own().blobs.has_spec(job_id):
+        raise Problem(
+            "store_unavailable", f"The record of {job_id} was lost; it is brought back just now."
+        )
     if job is None:
         raise Problem("job_not_found", f"There is no job {job_id[:80]!a}.")
     return job

@@ -164,17 +164,21 @@ def accept(
 
     Raises:
         Problem: `idempotency_key_reused`, `queue_full`.
-        RedisError: The job store did not answer; nothing is left of the job.
+        RedisError: The job store did not answer. Where it died while it was asked, nobody knows
+            whether the job is one; its spec stays then, so that it becomes one, and the same key
+            finds it.
     """
-    blobs = stores.blobs
-    spec = _spec(submission, use_cache)
+    jobs, blobs = stores.jobs, stores.blobs
+    spec = _spec(submission, key, use_cache)
+    # Asked before anything is written, so that it leaves nothing where Redis is away.
+    jobs.redis.ping()
     blobs.write_spec(spec)
     try:
         result = _publish_answer(blobs, spec)
-        submitted = _submit(stores.jobs, spec, result, key, submission.fingerprint)
     except BaseException:
         blobs.remove_job(spec.id)
         raise
+    submitted = _submit(jobs, blobs, spec, result)
     if submitted.outcome == "full":
         blobs.remove_job(spec.id)
         raise Problem("queue_full", "As many jobs wait as may; submit it again when one has begun.")
@@ -191,7 +195,7 @@ def accept(
     return submitted.job_id, False
 
 
-def _spec(submission: Submission, use_cache: bool) -> JobSpec:
+def _spec(submission: Submission, key: str | None, use_cache: bool) -> JobSpec:
     return JobSpec(
         id=new_job_id(),
         model=submission.model,
@@ -199,6 +203,8 @@ def _spec(submission: Submission, use_cache: bool) -> JobSpec:
         labels=submission.labels,
         created_ms=now_ms(),
         use_cache=use_cache,
+        idempotency_key=key,
+        fingerprint=submission.fingerprint,
     )
 
 
@@ -214,13 +220,16 @@ def _publish_answer(blobs: BlobStore, spec: JobSpec) -> JobResult | None:
 
 
 def _submit(
-    store: JobStore, spec: JobSpec, result: JobResult | None, key: str | None, fingerprint: str
+    store: JobStore, blobs: BlobStore, spec: JobSpec, result: JobResult | None
 ) -> Submitted:
     try:
-        return store.submit(spec, result, idempotency_key=key, fingerprint=fingerprint)
+        return store.submit(
+            spec, result, idempotency_key=spec.idempotency_key, fingerprint=spec.fingerprint
+        )
     except RedisError:
         # The answer may be what was lost, not the call.
         if store.get(spec.id) is None:
+            blobs.remove_job(spec.id)
             raise
         structlog.get_logger(__name__).warning("submit_answer_lost", job_id=spec.id)
         return Submitted("created", spec.id)

@@ -54,6 +54,20 @@ def submit(store, blobs, age_ms=0):
     return spec.id
 
 
+def keyed(blobs):
+    """A spec on the disk, of a request with a key."""
+    spec = JobSpec(
+        id=new_job_id(),
+        model="mdl_" + "0" * 64,
+        recipe=RECIPE,
+        created_ms=now_ms() - 120_000,
+        idempotency_key="k",
+        fingerprint="f",
+    )
+    blobs.write_spec(spec)
+    return spec
+
+
 def make_due(store, job_id):
     store.redis.zadd("modelpress:default:open", {job_id: 1})
 
@@ -162,6 +176,42 @@ def test_a_submit_under_way_is_not_rebuilt_under_its_hands(store, blobs, reaper)
 
     assert reaper.rebuild() == 0
     assert store.get(spec.id) is None
+
+
+def test_a_job_that_was_young_when_redis_was_emptied_is_not_left_for_a_minute(
+    store, blobs, reaper, monkeypatch, wait_until
+):
+    monkeypatch.setattr("jobs.reaper._SETTLE_MS", 1000)
+    reaper.start()
+    wait_until(lambda: not store.is_new(), "the first look")
+    job_id = submit(store, blobs)
+
+    store.redis.flushdb()
+
+    wait_until(lambda: store.get(job_id) is not None, "the job to be back", seconds=5)
+    reaper.stop()
+
+
+def test_a_key_finds_its_job_after_a_loss_of_redis(store, blobs, reaper):
+    spec = keyed(blobs)
+    store.submit(spec, idempotency_key="k", fingerprint="f")
+    store.redis.flushdb()
+
+    reaper.rebuild()
+
+    again = store.submit(keyed(blobs), idempotency_key="k", fingerprint="f")
+    assert (again.outcome, again.job_id) == ("replayed", spec.id)
+
+
+def test_a_job_whose_key_was_used_again_before_it_was_back_comes_back_too(store, blobs, reaper):
+    first, second = keyed(blobs), keyed(blobs)
+    store.submit(second, idempotency_key="k", fingerprint="f")
+
+    assert reaper.rebuild() == 1
+
+    assert store.get(first.id).state == "queued"
+    again = store.submit(keyed(blobs), idempotency_key="k", fingerprint="f")
+    assert again.job_id == second.id
 
 
 def test_the_thread_looks_at_once_and_stops_when_told(store, blobs, reaper):

@@ -186,3 +186,13 @@ def test_digests_that_come_late_change_the_etag(client, blobs, job_id, finish):
     assert after.status_code == 200
     assert after.json["artifact"]["files"][0]["sha256"] == "ab" * 32
     assert after.headers["ETag"] == f'"{after.json["revision"]}-sha256"'
+
+
+def test_a_job_whose_record_was_lost_is_not_said_to_be_unknown(client, store, job_id):
+    store.redis.flushdb()
+
+    answer = client.get(f"/jobs/{job_id}")
+
+    assert (answer.status_code, answer.json["code"]) == (503, "store_unavailable")
+    assert answer.json["retryable"]
+    assert int(answer.headers["Retry-After"]) > 0

@@ -205,6 +205,30 @@ def test_a_submit_whose_answer_was_lost_is_still_accepted(
     assert blobs.read_spec(answer.json["id"]) is not None
 
 
+def test_a_submit_of_which_nobody_knows_what_became_stays_on_the_disk(
+    client, store, blobs, model_id, recipe, monkeypatch
+):
+    submit = store.submit
+
+    def die_after(*args, **kwargs):
+        submit(*args, **kwargs)
+        raise RedisConnectionError("reset by peer")
+
+    def refuse(_):
+        raise RedisConnectionError("Connection refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "submit", die_after)
+        patch.setattr(store, "get", refuse)
+        body = {"model": model_id, "spec": recipe}
+        answer = client.post("/jobs", json=body, headers={"Idempotency-Key": "k"})
+    again = client.post("/jobs", json=body, headers={"Idempotency-Key": "k"})
+
+    assert (answer.status_code, answer.json["code"]) == (503, "store_unavailable")
+    assert (again.status_code, again.headers["Idempotent-Replayed"]) == (202, "true")
+    assert blobs.read_spec(again.json["id"]) is not None
+
+
 @pytest.fixture
 def made(client, job_id, finish, report):
     """A job that has its artifact."""
