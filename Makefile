@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 SETUP := $(VENV)/.ready
 
-.PHONY: demo up test test-fast check style openapi bench bench-peers bench-engine clean
+.PHONY: demo up test test-fast check style openapi bench bench-peers bench-engine bench-chaos clean
 
 demo: $(SETUP)
 	$(BIN)/python -m local.demo
@@ -52,6 +52,11 @@ bench-peers: $(SETUP)
 # About half an hour and 30 GB of disk; fills its table and draws docs/engine.svg.
 bench-engine: $(SETUP) bench-peers
 	$(BIN)/python -m benchmarks.engine
+
+# About half an hour: 2,000 jobs while everything is killed, and plain Celery beside them.
+bench-chaos: $(SETUP)
+	$(BIN)/python -m benchmarks.chaos --seed 1 --jobs 2000
+	$(BIN)/python -m benchmarks.chaos.plain --seed 1 --jobs 2000
 
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

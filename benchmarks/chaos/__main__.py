@@ -7,6 +7,7 @@ while the seed's faults happen to them.
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from benchmarks.chaos.ledger import Ledger
 from benchmarks.chaos.materials import Materials
 from benchmarks.chaos.outcome import Outcome, complaints, describe
 from benchmarks.chaos.plan import make_plan
-from benchmarks.chaos.programs import running
+from benchmarks.chaos.stack import running
 from benchmarks.chaos.verdict import Verdict, judge_disk, judge_jobs, judge_processes
 from benchmarks.machine import describe_machine
 from benchmarks.page import PAGE, publish
@@ -38,6 +39,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the markers")
     arguments = parser.parse_args()
+    # Whoever is told to end stops what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     machine = describe_machine("celery", "redis", "gunicorn")
     # A socket's path is limited to about 100 bytes.
     with tempfile.TemporaryDirectory(prefix="modelpress-chaos-", dir="/tmp") as name:

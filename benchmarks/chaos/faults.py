@@ -1,6 +1,7 @@
 """Does to the machine what the plan says, and remembers whom it hit."""
 
-import random
+import contextlib
+import shutil
 import signal
 import threading
 import time
@@ -8,40 +9,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
-import httpx
 import psutil
 from redis import Redis
 from redis.exceptions import RedisError
 
 from benchmarks.chaos.ledger import Ledger
 from benchmarks.chaos.plan import Fault, FaultKind, Plan
-from benchmarks.chaos.programs import LEASE_SECONDS, Stack, empty_folder, living
+from benchmarks.chaos.programs import living
+from benchmarks.chaos.stack import LEASE_SECONDS, Stack
+from benchmarks.chaos.targets import Target, Targets
 
 #: A process that lives this long after what it belongs to was killed is a leak.
 _LAST_SECONDS = 5.0
 _LOOK_SECONDS = 0.02
-#: How long a fault waits for something that it can hit.
+#: How long a kill waits for the moment that it is meant for.
 _AIM_SECONDS = 10.0
-
-@dataclass(frozen=True)
-class Target:
-    """A job at work, and the processes that work on it.
-
-    Attributes:
-        job_id: The job.
-        rows: How many attempts it has had.
-        worker: The consumer, which takes doorbells.
-        supervisor: Its pool child.
-        template: The supervisor's template.
-    """
-
-    job_id: str
-    rows: int
-    worker: psutil.Process
-    supervisor: psutil.Process
-    template: psutil.Process
 
 
 @dataclass(frozen=True)
@@ -84,10 +67,9 @@ class Faults:
     recoveries: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._asleep: set[int] = set()
         self._stop = threading.Event()
         self._aside = ThreadPoolExecutor(8, "aside")
-        self._http = httpx.Client(base_url=self.stack.url, timeout=5)
+        self._targets = Targets(self.stack, self.ledger, self._stop)
         self._redis = Redis.from_url(self.stack.redis_url)
         self._thread = threading.Thread(target=self._carry_out, name="faults", daemon=True)
         self._ways: dict[FaultKind, Callable[[Fault], None]] = {
@@ -113,7 +95,7 @@ class Faults:
         self._thread.join()
         self._aside.shutdown()
         self._settle_recoveries()
-        self._http.close()
+        self._targets.close()
         self._redis.close()
 
     def _carry_out(self) -> None:
@@ -130,51 +112,12 @@ class Faults:
         self.done.append((time.time(), fault))
         print(f"{len(self.ledger.ends):5} ended: {fault}", flush=True)
 
-    # Whom to hit.
-
-    def _aim(self, fault: Fault) -> Target | None:
-        """Find a job at work, whose worker is awake."""
-        deadline = time.monotonic() + _AIM_SECONDS
-        chance = random.Random(fault.choice)
-        while time.monotonic() < deadline and not self._stop.is_set():
-            ids = self.ledger.open_ids()
-            chance.shuffle(ids)
-            for job_id in ids:
-                target = self._target(job_id)
-                if target is not None and target.supervisor.pid not in self._asleep:
-                    return target
-            time.sleep(_LOOK_SECONDS)
-        return None
-
-    def _target(self, job_id: str) -> Target | None:
-        job = self._ask(job_id)
-        if job is None or job["state"] != "running" or not job["attempts"]:
-            return None
-        try:
-            template = psutil.Process(int(job["attempts"][-1]["worker"].rpartition(":")[2]))
-            supervisor = template.parent()
-            worker = supervisor.parent() if supervisor else None
-        except psutil.NoSuchProcess:
-            return None
-        if supervisor is None or worker is None:
-            return None
-        if worker.pid not in {program.pid for program in self.stack.workers}:
-            return None
-        return Target(job_id, len(job["attempts"]), worker, supervisor, template)
-
-    def _ask(self, job_id: str) -> dict[str, Any] | None:
-        try:
-            answer = self._http.get(f"/jobs/{job_id}")
-            return answer.json() if answer.is_success else None
-        except (httpx.HTTPError, ValueError):
-            return None
-
     # What to do.
 
     def _kill_runner(self, fault: Fault) -> None:
         deadline = time.monotonic() + _AIM_SECONDS
         while time.monotonic() < deadline:
-            target = self._aim(fault)
+            target = self._targets.aim(fault.choice)
             if target is None:
                 return
             runners = [
@@ -186,7 +129,7 @@ class Faults:
                 return
 
     def _kill(self, fault: Fault, choose: Callable[[Target], psutil.Process]) -> None:
-        target = self._aim(fault)
+        target = self._targets.aim(fault.choice)
         if target is None:
             return
         victim = choose(target)
@@ -208,24 +151,29 @@ class Faults:
 
     def _wipe(self, fault: Fault) -> None:
         self._settle_recoveries()
-        self._redis.flushall()
-        self._note(fault)
+        # It may be loading what it had before a kill.
+        while not self._stop.wait(_LOOK_SECONDS):
+            with contextlib.suppress(RedisError):
+                self._redis.flushall()
+                self._note(fault)
+                return
 
     def _lose(self, fault: Fault) -> None:
         self._settle_recoveries()
         with self.stack.redis.away():
-            empty_folder(self.stack.redis_folder)
+            shutil.rmtree(self.stack.redis_folder)
+            self.stack.redis_folder.mkdir()
             self._note(fault)
             time.sleep(fault.seconds)
 
     def _put_to_sleep(self, fault: Fault) -> None:
-        target = self._aim(fault)
+        target = self._targets.aim(fault.choice)
         if target is None:
             return
         target.supervisor.send_signal(signal.SIGSTOP)
-        self._asleep.add(target.supervisor.pid)
+        self._targets.asleep.add(target.supervisor.pid)
         # It may have ended the job between the look and the signal.
-        job = self._ask(target.job_id)
+        job = self._targets.ask(target.job_id)
         if job is not None and job["state"] == "running" and len(job["attempts"]) == target.rows:
             self._note(fault)
             self.hits.append(Hit(target.job_id, target.rows, time.time(), fault.kind))
@@ -237,7 +185,7 @@ class Faults:
             supervisor.send_signal(signal.SIGCONT)
         except psutil.NoSuchProcess:
             print(f"{supervisor} was killed in its sleep", flush=True)
-        self._asleep.discard(supervisor.pid)
+        self._targets.asleep.discard(supervisor.pid)
 
     def _kill_service(self, fault: Fault) -> None:
         deadline = time.monotonic() + _AIM_SECONDS
@@ -257,7 +205,7 @@ class Faults:
     def _settle_recoveries(self) -> None:
         """Read from the records when the jobs of killed workers were taken up again."""
         for hit in [hit for hit in self.hits if hit.kind != "zombie"]:
-            job = self._ask(hit.job_id)
+            job = self._targets.ask(hit.job_id)
             if job is not None and len(job["attempts"]) > hit.rows:
                 taken_up = datetime.fromisoformat(job["attempts"][hit.rows]["started_at"])
                 self.recoveries.append(taken_up.timestamp() - hit.at)

@@ -1,5 +1,6 @@
 """What jobs are made of, and what must come of them, computed without any service."""
 
+import itertools
 import shutil
 import tempfile
 import threading
@@ -86,7 +87,7 @@ class Materials:
 
 def _write(path: Path, rng: np.random.Generator, widths: tuple[int, ...]) -> None:
     tensors = {}
-    for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         tensors[f"{layer}.weight"] = rng.standard_normal((outputs, inputs), dtype=np.float32)
         tensors[f"{layer}.bias"] = rng.standard_normal(outputs, dtype=np.float32)
     save_file(tensors, path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.chaos.faults import Faults
 from benchmarks.chaos.ledger import Ledger
 from benchmarks.chaos.plan import DOORBELL_SHARE, Plan
-from benchmarks.chaos.programs import LEASE_SECONDS, Stack
+from benchmarks.chaos.stack import LEASE_SECONDS, Stack
 from benchmarks.chaos.verdict import Verdict
 from benchmarks.page import table
 

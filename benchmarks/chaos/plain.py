@@ -1,8 +1,10 @@
-"""The same kills on plain Celery, for the table."""
+"""The same kills on plain Celery: `python -m benchmarks.chaos.plain --seed 1 --jobs 2000`."""
 
+import argparse
 import contextlib
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -13,11 +15,14 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from benchmarks.chaos.plan import Fault, Plan
-from benchmarks.chaos.programs import Program, living
+from benchmarks.chaos.plan import Fault, Plan, make_plan
+from benchmarks.chaos.programs import Program, adopt_orphans, living
+from benchmarks.machine import describe_machine
+from benchmarks.page import PAGE, publish, table
 from jobs.settings import Settings
 from local.processes import redis_command
 
+_WAYS = {"`acks_late`": False, "`acks_late`, `task_reject_on_worker_lost`": True}
 _TASK_SECONDS = 0.05
 #: Longer than the time-out of an unacknowledged message and the pauses between looks for one.
 _QUIET_SECONDS = 130.0
@@ -39,11 +44,31 @@ class Tally:
     doubled: int
 
 
+def main() -> None:
+    """Run and publish."""
+    parser = argparse.ArgumentParser(description="The same kills on plain Celery")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--page", type=Path, default=PAGE, help="page with the markers")
+    arguments = parser.parse_args()
+    machine = describe_machine("celery", "redis")
+    adopt_orphans()
+    plan = make_plan(arguments.seed, arguments.jobs)
+    rows = []
+    for title, rejects in _WAYS.items():
+        with tempfile.TemporaryDirectory(prefix="modelpress-plain-", dir="/tmp") as name:
+            tally = run_plain(Path(name), plan, arguments.workers, rejects=rejects)
+        rows.append((title, f"{tally.tasks:,}", f"{tally.lost:,}", f"{tally.doubled:,}"))
+    text = table(("plain Celery", "tasks", "lost", "done more than once"), rows)
+    publish(arguments.page, "chaos-plain", f"{machine}\n\n{text}")
+
+
 def run_plain(folder: Path, plan: Plan, workers: int, *, rejects: bool) -> Tally:
     """Run as many tasks as a plan has jobs, under its kills of workers and Redis.
 
     Args:
-        folder: Where everything lies; made.
+        folder: Where everything lies.
         plan: The faults; wipes, zombies and kills of the service are left out.
         workers: How many workers.
         rejects: Whether `task_reject_on_worker_lost` is set too.
@@ -51,7 +76,6 @@ def run_plain(folder: Path, plan: Plan, workers: int, *, rejects: bool) -> Tally
     Returns:
         What became of the tasks.
     """
-    folder.mkdir()
     done = folder / "done"
     done.touch()
     settings = Settings(data_dir=folder)
@@ -129,3 +153,7 @@ def _wait(done: Path, tasks: int) -> None:
 
 def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n")
+
+
+if __name__ == "__main__":
+    main()

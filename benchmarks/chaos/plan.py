@@ -106,7 +106,9 @@ def make_plan(seed: int, jobs: int) -> Plan:
     ]
     chance.shuffle(kinds)
     # The first and the last jobs are left in peace, so that there is work whenever one comes.
-    places = sorted(chance.randrange(jobs // 20, max(jobs // 20 + 1, jobs * 9 // 10)) for _ in kinds)
+    places = sorted(
+        chance.randrange(jobs // 20, max(jobs // 20 + 1, jobs * 9 // 10)) for _ in kinds
+    )
     faults = tuple(
         Fault(place, kind, chance.uniform(0.1, 2.5), chance.random())
         for place, kind in zip(places, kinds, strict=True)

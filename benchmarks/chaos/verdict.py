@@ -11,7 +11,8 @@ import psutil
 from redis import Redis
 
 from benchmarks.chaos.ledger import Ledger, end_of
-from benchmarks.chaos.programs import Stack, living
+from benchmarks.chaos.programs import living
+from benchmarks.chaos.stack import Stack
 from jobs.blobs import RESULT_NAME, SHA256_NAME, BlobStore
 from jobs.sweeping import sweep
 from modelpress import Client

@@ -73,7 +73,16 @@ def test_a_script_fills_the_tables_between_its_markers(tmp_path, script, options
 def test_the_page_has_the_markers_of_every_script():
     text = (ROOT / "docs" / "benchmarks.md").read_text()
 
-    for name in ("transfer", "latency", "polls", "memory", "resume", "prediction", "engine"):
+    for name in (
+        "transfer",
+        "latency",
+        "polls",
+        "memory",
+        "resume",
+        "prediction",
+        "chaos",
+        "engine",
+    ):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
 
 
