@@ -13,6 +13,7 @@ import psutil
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from safetensors.numpy import load_file
+from structlog.testing import capture_logs
 
 from engine.pipeline import compress
 from jobs.blobs import BlobStore
@@ -22,6 +23,7 @@ from jobs.problems import Problem
 from jobs.queue import waiting_rings
 from jobs.recipe import parse_recipe
 from jobs.tenants import Tenants
+from worker.attempt import watch
 from worker.checksums import Checksums
 from worker.collect import measure_files
 from worker.supervisor import Supervisor, choose_device
@@ -314,6 +316,27 @@ def test_a_job_taken_by_another_worker_is_let_go(workshop):
     job = workshop.store.get(job_id)
     assert (job.state, job.attempts[-1].worker) == ("running", "other")
     assert workshop.blobs.read_result(job_id) is None
+
+
+def test_a_zombie_whose_scratch_was_taken_over_knows_that_its_job_is_lost(
+    workshop, monkeypatch, wait_until
+):
+    job_id = workshop.submit(workshop.small_model())
+
+    def sleep_over_the_lease(runner, lease, *rest):
+        outcome = watch(runner, lease, *rest)
+        workshop.store.redis.hset(f"modelpress:job:{job_id}", "lease_until_ms", 1)
+        claim = workshop.store.claim(job_id, "another")
+        workshop.blobs.work_folder(job_id, claim.token)
+        wait_until(lambda: lease.verdict, "the lease to be lost")
+        return outcome
+
+    monkeypatch.setattr("worker.supervisor.watch", sleep_over_the_lease)
+
+    with capture_logs() as logs:
+        workshop.supervisor.run(job_id)
+
+    assert [row["outcome"] for row in logs if row["event"] == "attempt"] == ["lost"]
 
 
 def test_a_result_that_another_attempt_published_is_kept(workshop):
