@@ -20,7 +20,7 @@ from jobs.queue import waiting_rings
 _log = structlog.get_logger(__name__)
 
 #: An idle consumer takes a doorbell within milliseconds.
-STALL_SECONDS = 10.0
+STALL_SECONDS = 5.0
 _LOOK_SECONDS = 0.5
 
 

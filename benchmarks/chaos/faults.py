@@ -120,11 +120,10 @@ class Faults:
             target = self._targets.aim(fault.choice)
             if target is None:
                 return
-            runners = [
-                runner for agent in target.template.children() for runner in agent.children()
-            ]
-            if runners:
-                runners[0].kill()
+            # A small job's runner may have ended by now; there will be others.
+            with contextlib.suppress(psutil.NoSuchProcess, StopIteration):
+                agents = target.template.children()
+                next(runner for agent in agents for runner in agent.children()).kill()
                 self._note(fault)
                 return
 

@@ -81,6 +81,7 @@ def test_the_page_has_the_markers_of_every_script():
         "resume",
         "prediction",
         "chaos",
+        "chaos-plain",
         "engine",
     ):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1

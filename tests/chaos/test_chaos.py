@@ -17,7 +17,7 @@ def test_under_fire_nothing_is_lost_doubled_stuck_or_left_behind(tmp_path):
     page.write_text("<!-- chaos -->\n<!-- /chaos -->\n")
 
     ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.chaos", "--seed", str(SEED), "--jobs", "120",
+        [sys.executable, "-m", "benchmarks.chaos", "--seed", str(SEED), "--jobs", "80",
          "--page", str(page)],
         cwd=ROOT,
         capture_output=True,
