@@ -22,7 +22,6 @@ from benchmarks.page import PAGE, publish, table
 from jobs.settings import Settings
 from local.processes import redis_command
 
-_WAYS = {"`acks_late`": False, "`acks_late`, `task_reject_on_worker_lost`": True}
 _WORKER_KILLS = frozenset({"worker", "runner", "supervisor", "template"})
 _TASK_SECONDS = 0.05
 #: Longer than the time-out of an unacknowledged message and the pauses between looks for one.
@@ -59,27 +58,24 @@ def main() -> None:
     machine = describe_machine("celery", "redis")
     adopt_orphans()
     plan = make_plan(arguments.seed, arguments.jobs)
-    rows = []
-    for title, rejects in _WAYS.items():
-        with tempfile.TemporaryDirectory(prefix="modelpress-plain-", dir="/tmp") as name:
-            tally = run_plain(Path(name), plan, arguments.workers, rejects=rejects)
-        counts = (tally.tasks, tally.stuck, tally.lost, tally.doubled)
-        rows.append((title, *(f"{count:,}" for count in counts)))
-    text = table(("plain Celery", "tasks", "stuck", "lost", "done more than once"), rows)
+    with tempfile.TemporaryDirectory(prefix="modelpress-plain-", dir="/tmp") as name:
+        tally = run_plain(Path(name), plan, arguments.workers)
+    counts = (tally.tasks, tally.stuck, tally.lost, tally.doubled)
+    row = ("`acks_late`", *(f"{count:,}" for count in counts))
+    text = table(("plain Celery", "tasks", "stuck", "lost", "done more than once"), [row])
     kinds = [fault.kind for fault in plan.faults]
     kills = len([kind for kind in kinds if kind in _WORKER_KILLS])
     done = f"{kills} SIGKILLs of workers and their children, {kinds.count('redis')} of Redis."
     publish(arguments.page, "chaos-plain", f"{machine} {done}\n\n{text}")
 
 
-def run_plain(folder: Path, plan: Plan, workers: int, *, rejects: bool) -> Tally:
+def run_plain(folder: Path, plan: Plan, workers: int) -> Tally:
     """Run as many tasks as a plan has jobs, under its kills of workers and Redis.
 
     Args:
         folder: Where everything lies.
         plan: The faults; wipes, zombies and kills of the service are left out.
         workers: How many workers.
-        rejects: Whether `task_reject_on_worker_lost` is set too.
 
     Returns:
         What became of the tasks.
@@ -91,7 +87,6 @@ def run_plain(folder: Path, plan: Plan, workers: int, *, rejects: bool) -> Tally
     environment = {
         "PLAIN_BROKER": broker,
         "PLAIN_DONE": str(done),
-        "PLAIN_REJECTS": str(int(rejects)),
     }
     redis = Program("redis", redis_command(settings, folder / "redis"), {}, folder)
     command = [

@@ -9,7 +9,6 @@ from celery import Celery
 app = Celery("plain", broker=os.environ["PLAIN_BROKER"])
 app.conf.update(
     task_acks_late=True,
-    task_reject_on_worker_lost=os.environ["PLAIN_REJECTS"] == "1",
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
     worker_enable_remote_control=False,
