@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -55,6 +56,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the markers")
     arguments = parser.parse_args()
+    # Whoever is told to end stops what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     machine = describe_machine("celery", "redis")
     adopt_orphans()
     plan = make_plan(arguments.seed, arguments.jobs)
