@@ -15,6 +15,7 @@ from benchmarks.chaos.programs import living
 from benchmarks.chaos.stack import Stack
 from jobs.blobs import RESULT_NAME, SHA256_NAME, BlobStore
 from jobs.sweeping import sweep
+from jobs.tenants import DEFAULT_TENANT
 from modelpress import Client
 from modelpress.backoff import Backoff
 from modelpress.values import Job
@@ -67,7 +68,7 @@ def judge_jobs(stack: Stack, ledger: Ledger, verdict: Verdict) -> None:
         verdict.unknown = len(jobs.keys() - ledger.accepted.keys())
         _compare(jobs, ledger, verdict)
         _check_digests(jobs, ledger)
-        _wait_for_results(BlobStore(stack.data), set(jobs))
+        _wait_for_results(BlobStore(stack.data, DEFAULT_TENANT), set(jobs))
         with Redis.from_url(stack.redis_url) as redis:
             redis.flushall()
         again = _settled(client, verdict, at_least=len(jobs))
@@ -84,11 +85,11 @@ def judge_disk(data: Path, verdict: Verdict) -> None:
     past = time.time() - _AGED_SECONDS
     for path in (data, *data.rglob("*")):
         os.utime(path, (past, past), follow_symlinks=False)
-    blobs = BlobStore(data)
+    blobs = BlobStore(data, DEFAULT_TENANT)
     sweep(blobs)
-    orphans = list((data / "staging").iterdir())
+    orphans = list((blobs.root / "staging").iterdir())
     used_models = set()
-    for folder in (data / "jobs").iterdir():
+    for folder in (blobs.root / "jobs").iterdir():
         spec, result = blobs.read_spec(folder.name), blobs.read_result(folder.name)
         if spec is None or result is None:
             orphans.append(folder)
@@ -96,7 +97,7 @@ def judge_disk(data: Path, verdict: Verdict) -> None:
         used_models.add(spec.model.removeprefix("mdl_"))
         owned = _OWN_FILES | {result.artifact_folder}
         orphans += [path for path in folder.iterdir() if path.name not in owned]
-    orphans += [path for path in (data / "models").iterdir() if path.name not in used_models]
+    orphans += [path for path in (blobs.root / "models").iterdir() if path.name not in used_models]
     verdict.orphans = [str(path.relative_to(data)) for path in orphans]
     verdict.orphan_bytes = sum(map(_bytes_of, orphans))
 

@@ -183,7 +183,7 @@ def test_a_job_that_was_young_when_redis_was_emptied_is_not_left_for_a_minute(
 ):
     monkeypatch.setattr("jobs.reaper._SETTLE_MS", 1000)
     reaper.start()
-    wait_until(lambda: not store.is_new(), "the first look")
+    wait_until(lambda: not is_new(store.redis), "the first look")
     job_id = submit(store, blobs)
 
     store.redis.flushdb()

@@ -346,6 +346,8 @@ def test_one_tenants_jobs_are_not_counted_for_another(narrow, store):
         store.claim(submit(store), "w")
 
     assert narrow.claim(submit(narrow), "w").outcome == "claimed"
+
+
 def test_a_record_that_is_made_anew_has_no_revision_that_a_client_can_know(store):
     spec = make_spec().model_copy(update={"created_ms": now_ms() - 8000})
     store.submit(spec)

@@ -104,11 +104,11 @@ def test_a_disk_that_is_full_is_given_time_before_the_next_attempt(workshop, mon
     monkeypatch.setattr("worker.collect.measure_files", fill)
     job_id = workshop.submit(workshop.small_model())
 
-    workshop.supervisor.run(job_id)
+    workshop.supervisor.run("default", job_id)
 
     assert workshop.store.get(job_id).state == "queued"
     assert waiting_rings(workshop.store.redis, workshop.settings.queue) == 0
-    [(_, due_ms)] = workshop.store.redis.zrange("modelpress:open", 0, 0, withscores=True)
+    [(_, due_ms)] = workshop.store.redis.zrange("modelpress:default:open", 0, 0, withscores=True)
     assert 20 < due_ms / 1000 - time.time() < 31
 
 

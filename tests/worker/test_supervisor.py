@@ -77,7 +77,7 @@ def test_a_doorbell_too_many_serves_a_job_whose_own_was_lost(workshop):
     ended = workshop.run(workshop.small_model())
     older, younger = (workshop.submit(workshop.small_model()) for _ in range(2))
 
-    workshop.supervisor.run(ended.id)
+    workshop.supervisor.run("default", ended.id)
 
     assert workshop.store.get(older).state == "succeeded"
     assert workshop.store.get(younger).state == "queued"
@@ -91,7 +91,7 @@ def test_a_redis_that_is_gone_for_a_moment_does_not_cost_what_was_made(workshop,
     job_id = workshop.submit(workshop.small_model())
     with monkeypatch.context() as patch:
         patch.setattr(f"worker.supervisor.{name}", refuse)
-        workshop.supervisor.run(job_id)
+        workshop.supervisor.run("default", job_id)
 
     assert workshop.store.get(job_id).state == "running"
     assert list(workshop.blobs.job_folder(job_id).glob("work-*")) != []
@@ -325,7 +325,7 @@ def test_a_zombie_whose_scratch_was_taken_over_knows_that_its_job_is_lost(
 
     def sleep_over_the_lease(runner, lease, *rest):
         outcome = watch(runner, lease, *rest)
-        workshop.store.redis.hset(f"modelpress:job:{job_id}", "lease_until_ms", 1)
+        workshop.store.redis.hset(workshop.store.key(job_id), "lease_until_ms", 1)
         claim = workshop.store.claim(job_id, "another")
         workshop.blobs.work_folder(job_id, claim.token)
         wait_until(lambda: lease.verdict, "the lease to be lost")
@@ -334,7 +334,7 @@ def test_a_zombie_whose_scratch_was_taken_over_knows_that_its_job_is_lost(
     monkeypatch.setattr("worker.supervisor.watch", sleep_over_the_lease)
 
     with capture_logs() as logs:
-        workshop.supervisor.run(job_id)
+        workshop.supervisor.run("default", job_id)
 
     assert [row["outcome"] for row in logs if row["event"] == "attempt"] == ["lost"]
 

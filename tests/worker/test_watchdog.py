@@ -24,7 +24,7 @@ time.sleep(30)
 @pytest.fixture
 def doorbell(redis_url):
     celery = make_celery(Settings(redis_url=redis_url, queue=QUEUE))
-    ring(celery, "job_" + "0" * 32)
+    ring(celery, "default", "job_" + "0" * 32)
     celery.close()
 
 
