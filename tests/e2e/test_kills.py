@@ -1,5 +1,6 @@
 """Kill what works on a job, in the middle of it: the job succeeds all the same, once."""
 
+import httpx
 import pytest
 
 RECIPE = "steps: [{op: prune, sparsity: 0.5}, {op: quantize, scheme: w8a16}]"
@@ -71,6 +72,8 @@ def test_a_worker_whose_redis_died_under_a_job_takes_the_next_one(
     wait_until(lambda: not stack.runner())
     redis.kill()
     wait_until(lambda: (p := stack.find("redis-server")) and p.pid != redis.pid)
+
+    wait_until(lambda: httpx.get(f"{stack.url}/readyz", timeout=70).status_code == 200)
 
     job = stack.wait(stack.submit(small_model, RECIPE)["id"])
 

@@ -223,9 +223,12 @@ class Live:
         return int(children.split()[0])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def live(tmp_path_factory, redis_server: str, wait_until) -> Iterator[Live]:
-    """A service that the tests share; each finds it with an empty Redis."""
+    """A service that the tests of a file share; each finds it with an empty Redis.
+
+    Those of other files share its Redis, to which it would bring back what is on its disk.
+    """
     service = Live(tmp_path_factory.mktemp("live") / "data", redis_server, wait_until)
     yield service
     service.stop()

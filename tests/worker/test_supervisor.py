@@ -370,7 +370,9 @@ def test_runners_work_in_a_sandbox_and_hold_nothing_but_their_pipe_and_files(wor
         assert seen.pop(kind) != os.readlink(f"/proc/self/ns/{kind}")
     held = [target for number, target in seen.items() if number > 2]
     assert sum(target.startswith("pipe:") for target in held) == 1
-    assert all(target.startswith(("pipe:", str(workshop.blobs.root))) for target in held), held
+    # It looks at its own memory now and then.
+    own = ("pipe:", "/proc/", str(workshop.blobs.root))
+    assert all(target.startswith(own) for target in held), held
 
 
 def test_nothing_is_left_running_when_the_supervisor_stops(workshop):
