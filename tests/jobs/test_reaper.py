@@ -41,7 +41,11 @@ def blobs(tenants):
 @pytest.fixture
 def reaper(tenants, settings):
     celery = make_celery(settings)
-    yield Reaper(tenants, celery, QUEUE, seconds=0.05)
+    reaper = Reaper(tenants, celery, QUEUE, seconds=0.05)
+    yield reaper
+    # Where a test failed before it stopped it: it would bring its jobs into the next one's Redis.
+    if reaper._thread.is_alive():
+        reaper.stop()
     celery.close()
 
 
