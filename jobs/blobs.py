@@ -5,6 +5,7 @@
       models/<digest>/              meta.json, files/…       appears by one rename
       datasets/<digest>/            meta.json, files/…
       jobs/<id>/spec.json           written before the job is accepted
+      jobs/<id>/cancel              there where the client wants the job's end
       jobs/<id>/work-<token>/       one attempt's scratch folder, which the next one takes over
       jobs/<id>/artifact-<token>/   a finished attempt's files
       jobs/<id>/result.json         how the job ended: created exclusively, so it exists once
@@ -28,6 +29,7 @@ from jobs.job import JobResult, JobSpec, is_job_id
 StoreName = Literal["models", "datasets"]
 RESULT_NAME = "result.json"
 REPORT_NAME = "report.json"
+CANCEL_NAME = "cancel"
 #: Digests that a worker computes after the job has succeeded: path -> hex.
 SHA256_NAME = "sha256.json"
 
@@ -92,7 +94,7 @@ class BlobStore:
             # rename() onto a full folder fails, so the first of two equal uploads wins.
             staged.rename(target)
         except OSError:
-            if not target.exists():
+            if not self.touch(store, digest):
                 raise
             return False
         fsync(target.parent)
@@ -105,6 +107,51 @@ class BlobStore:
     def files(self, store: StoreName, digest: str) -> Path:
         """Give the folder of a stored content's files."""
         return self.root / store / digest / "files"
+
+    def touch(self, store: StoreName, digest: str) -> bool:
+        """Note that a stored content is used now.
+
+        Args:
+            store: Which store it is in.
+            digest: Its digest.
+
+        Returns:
+            Whether it is there.
+        """
+        try:
+            os.utime(self.root / store / digest / "meta.json")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def digests(self, store: StoreName) -> Iterator[str]:
+        """Yield the digest of every stored content."""
+        return iter(sorted(os.listdir(self.root / store)))
+
+    def remove_unused(self, store: StoreName, digest: str, seconds: float) -> bool:
+        """Remove a stored content that was not used for a while.
+
+        Args:
+            store: Which store it is in.
+            digest: Its digest.
+            seconds: How long; whoever uses it after this look finds it, or finds it gone.
+
+        Returns:
+            Whether it was removed.
+        """
+        folder, grave = self.root / store / digest, self.root / "staging" / secrets.token_hex(8)
+        try:
+            if time.time() - (folder / "meta.json").stat().st_mtime <= seconds:
+                return False
+            folder.rename(grave)
+            if time.time() - (grave / "meta.json").stat().st_mtime <= seconds:
+                # It came into use between the look and now.
+                grave.rename(folder)
+                return False
+        except OSError:
+            return False
+        remove_tree(grave)
+        return True
 
     def remove(self, store: StoreName, digest: str) -> bool:
         """Remove a stored content.
@@ -143,6 +190,16 @@ class BlobStore:
         """Give a job's spec, or None where there is none."""
         members = read_json(self.job_folder(job_id) / "spec.json")
         return None if members is None else JobSpec.model_validate(members)
+
+    def note_cancel(self, job_id: str) -> None:
+        """Write down durably that a job is to end, for whoever brings it back after a loss."""
+        note = self.job_folder(job_id) / CANCEL_NAME
+        note.touch()
+        fsync(note.parent)
+
+    def has_cancel(self, job_id: str) -> bool:
+        """Tell whether a job's end was asked for while it ran."""
+        return (self.job_folder(job_id) / CANCEL_NAME).exists()
 
     def job_ids(self) -> Iterator[str]:
         """Yield the id of every job on disk, oldest first."""

@@ -144,6 +144,11 @@ def new_job_id() -> str:
     return f"job_{value:032x}"
 
 
+def created_ms_of(job_id: str) -> int:
+    """Give when a job was made, in milliseconds since the epoch, by its id alone."""
+    return int(job_id.removeprefix("job_")[:12], 16)
+
+
 def is_job_id(text: str) -> bool:
     """Tell whether a text has the form of a job id, and so is safe in a key or a path."""
     return _is_id(text, "job_", 32)

@@ -16,6 +16,8 @@ from jobs.blobs import BlobStore, now_ms
 from jobs.job import JobResult
 from jobs.machine import announce, is_new
 from jobs.queue import ring, waiting_rings
+from jobs.retention import expire
+from jobs.settings import Settings
 from jobs.store import JobStore
 from jobs.sweeping import sweep
 from jobs.tenants import Stores, Tenants
@@ -37,8 +39,7 @@ class Reaper:
     Args:
         tenants: Their stores.
         celery: Where to ring.
-        queue: The Celery queue that the workers listen to.
-        seconds: How often to look.
+        settings: How often to look, which queue the workers listen to, and how long what is kept.
         worker: The worker whose life each look announces; None in the service.
     """
 
@@ -46,14 +47,14 @@ class Reaper:
         self,
         tenants: Tenants,
         celery: Celery,
-        queue: str,
-        seconds: float,
+        settings: Settings,
         worker: str | None = None,
     ) -> None:
         self._tenants = tenants
         self._celery = celery
-        self._queue = queue
-        self._seconds = seconds
+        self._settings = settings
+        self._queue = settings.queue
+        self._seconds = settings.reap_seconds
         self._worker = worker
         self._has_young = False
         self._stop = threading.Event()
@@ -136,7 +137,10 @@ class Reaper:
             # The client was faster and sent its request again, which made another job. This one
             # may have been accepted all the same.
             submitted = stores.jobs.submit(spec, result, was_accepted=True)
-        if result is None:
+        if result is None and stores.blobs.has_cancel(job_id):
+            stores.jobs.cancel(job_id)
+            publish_end(stores.jobs, stores.blobs, job_id)
+        elif result is None:
             ring(self._celery, stores.tenant, job_id)
         return submitted.outcome == "created"
 
@@ -160,6 +164,7 @@ class Reaper:
                     self.rebuild()
                     for stores in self._tenants.every():
                         sweep(stores.blobs)
+                        expire(stores, self._settings)
                     pause_ms = _SETTLE_MS if self._has_young else _FULL_LOOK_MS
                     full_look_at = time.monotonic() + pause_ms / 1000
             except Exception as error:  # noqa: BLE001 - whatever it was, the next look must come

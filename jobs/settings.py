@@ -25,7 +25,7 @@ class Settings(BaseSettings):
         "", description="Redis to use. Empty: `make up` starts its own inside DATA_DIR."
     )
     service_threads: int = Field(
-        32, ge=2, description="Threads of the service; a long poll or an event stream holds one."
+        32, ge=2, description="Threads of the service; whoever waits for a job holds none."
     )
     max_upload: ByteSize = Field(
         ByteSize(1024**4), gt=0, description="Largest upload, such as `200GiB`."
@@ -34,7 +34,7 @@ class Settings(BaseSettings):
         ByteSize(1024**4), gt=0, description="Largest sum of files unpacked from one archive."
     )
     max_long_polls: int = Field(
-        16,
+        4096,
         ge=0,
         description="Long polls and event streams held at once; further ones are answered at once.",
     )
@@ -57,6 +57,25 @@ class Settings(BaseSettings):
     quota_requests: int = Field(
         0, ge=0, description="Most requests of a tenant per minute; 0 for no limit."
     )
+    keep_succeeded_days: float = Field(
+        0, ge=0, description="Days until a job that succeeded is removed; 0 keeps it for ever."
+    )
+    keep_failed_days: float = Field(
+        0, ge=0, description="Days until a job that failed is removed; 0 keeps it for ever."
+    )
+    keep_cancelled_days: float = Field(
+        0, ge=0, description="Days until a cancelled job is removed; 0 keeps it for ever."
+    )
+    keep_models_days: float = Field(
+        0,
+        ge=0,
+        description="Days without an upload or a submit of a model until it is removed, and of "
+        "a data set; 0 keeps them for ever.",
+    )
+    disk_reserve: ByteSize = Field(
+        ByteSize(256 * 1024**2),
+        description="Free disk that no upload or submit may use; running jobs may.",
+    )
     queue: str = Field(
         "jobs", description="Celery queue that the service rings and the workers listen to."
     )
@@ -68,7 +87,7 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, description="Attempts before a job fails for good.")
     reap_seconds: float = Field(
-        5, gt=0, description="How often each process looks for jobs left behind."
+        2, gt=0, description="How often each process looks for jobs left behind."
     )
     max_runtime_seconds: float = Field(
         86400, gt=0, description="Wall clock of one attempt, where the recipe sets no smaller one."

@@ -18,6 +18,10 @@ from jobs.problems import Problem
 from jobs.records import Claim, Event, Renewal, Submitted, end_arguments, job_from_fields
 
 IDEMPOTENCY_SECONDS = 7 * 86400
+#: The channel on which every change of a job is published, by the key of its record.
+CHANGED = "modelpress:changed"
+#: Renewals come more often; a holder that is silent for longer is not waited for.
+_CANCEL_GRACE_MS = 2500
 _SCRIPTS = ("submit", "claim", "renew", "release", "finish", "cancel", "reap", "remove")
 
 
@@ -190,13 +194,16 @@ class JobStore:
     def cancel(self, job_id: str) -> JobState | Literal["missing"]:
         """End a queued job at once, ask for the end of a running one, leave an ended one alone.
 
+        Its holder has 2.5 s to stop, after which a reaper ends the job without it.
+
         Args:
             job_id: Which.
 
         Returns:
             The job's state now.
         """
-        return cast("JobState | Literal['missing']", self._run("cancel", job_id))
+        state = self._run("cancel", job_id, _CANCEL_GRACE_MS)
+        return cast("JobState | Literal['missing']", state)
 
     def reap(
         self, job_id: str, recheck_ms: int
@@ -289,8 +296,15 @@ class JobStore:
         counts = self.counts()
         if self._most_running and counts["running"] >= self._most_running:
             return None
-        ids = cast("list[str]", self.redis.zrange(self._queued, 0, 0))
-        return ids[0] if ids else None
+        # A job that is to wait for a while has a place in line that is still to come.
+        now = now_ms_of(self.redis)
+        ids = self.redis.zrange(self._queued, "-inf", str(now), byscore=True, offset=0, num=1)
+        return cast("str", ids[0]) if ids else None
+
+    def waits_since_ms(self) -> int | None:
+        """Give since when the first in line waits, in ms since the epoch; None where none does."""
+        first = self.redis.zrange(self._queued, 0, 0, withscores=True)
+        return int(cast("float", first[0][1])) if first else None
 
     def counts(self) -> dict[str, int]:
         """Count queued, open and all jobs."""
@@ -300,19 +314,17 @@ class JobStore:
         queued, open_, known = pipe.execute()
         return {"queued": queued, "running": max(0, open_ - queued), "known": known}
 
-    def events(self, job_id: str, after: str = "0", block_ms: int | None = None) -> list[Event]:
+    def events(self, job_id: str, after: str = "0") -> list[Event]:
         """Give the events after one of them.
 
         Args:
             job_id: Which job.
-            after: The last event's id that the caller has seen; "0" for all that are kept, "$" for
-                none but new ones.
-            block_ms: How long to wait for one where there is none yet; None to return at once.
+            after: The last event's id that the caller has seen; "0" for all that are kept.
 
         Returns:
-            The events, oldest first; empty where none came.
+            The events, oldest first; empty where there is none.
         """
-        answer = self.redis.xread({self.key(job_id) + ":events": after}, block=block_ms)
+        answer = self.redis.xread({self.key(job_id) + ":events": after})
         if not answer:
             return []
         [[_, rows]] = cast("list[Any]", answer)

@@ -7,7 +7,7 @@ from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -27,6 +27,8 @@ JSON = {"Accept": "application/json"}
 
 OnBytes = Callable[[int, int], None]
 OnJob = Callable[[Job], None]
+
+T = TypeVar("T")
 
 
 class Client:
@@ -111,6 +113,17 @@ class Client:
         package = package_file(Path(path))
         return upload(self._connection, "/datasets", "ds_", package, dataset_from, on_bytes)
 
+    def models(self, *, page_size: int = 50) -> Iterator[Model]:
+        """Iterate over the uploaded models by their ids, fetching pages as they are needed.
+
+        Args:
+            page_size: Models to ask for at a time.
+
+        Returns:
+            The models.
+        """
+        return self._walk("/models", {"limit": page_size}, model_from)
+
     def plan(self, model: str | PathLike[str], recipe: Mapping[str, Any]) -> dict[str, Any]:
         """Ask what a job would cost, without running it or uploading the model.
 
@@ -172,19 +185,13 @@ class Client:
             label: Only jobs with this label, written ``key:value``.
             page_size: Jobs to ask for at a time.
 
-        Yields:
+        Returns:
             The jobs.
         """
         params: dict[str, str | int] = {"limit": page_size}
         params |= {"state": state} if state else {}
         params |= {"label": label} if label else {}
-        while True:
-            page = self._connection.send("GET", "/jobs", headers=JSON, params=params)
-            yield from read(page, lambda members: [job_from(job) for job in members["data"]])
-            cursor = document(page).get("next_cursor")
-            if not cursor:
-                return
-            params["cursor"] = cursor
+        return self._walk("/jobs", params, job_from)
 
     def wait(
         self, job_id: str, timeout: float | None = None, on_progress: OnJob | None = None
@@ -309,6 +316,17 @@ class Client:
         job = self.wait(job.id, timeout, on_progress)
         self.download(job.id, folder)
         return job
+
+    def _walk(
+        self, path: str, params: dict[str, str | int], make: Callable[[dict[str, Any]], T]
+    ) -> Iterator[T]:
+        while True:
+            page = self._connection.send("GET", path, headers=JSON, params=params)
+            yield from read(page, lambda members: [make(one) for one in members["data"]])
+            cursor = document(page).get("next_cursor")
+            if not cursor:
+                return
+            params["cursor"] = cursor
 
 
 def _path(job_id: str, rest: str = "") -> str:

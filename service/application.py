@@ -26,10 +26,12 @@ from service import (
     problems,
     quotas,
     report_routes,
+    storage_routes,
     submit_routes,
 )
 from service.parts import EXTENSION, Parts
-from service.waiting import Waiters
+from service.streams import PausingStreams
+from service.waiting_room import Room
 
 #: A peer that neither sends nor takes a byte for this long is gone; its thread is wanted elsewhere.
 SILENCE_SECONDS = 60.0
@@ -44,6 +46,7 @@ _ROUTES = (
     ops_routes,
     plan_routes,
     report_routes,
+    storage_routes,
     submit_routes,
 )
 
@@ -66,7 +69,7 @@ def create_app(settings: Settings) -> Flask:
         tenants=Tenants(settings, redis),
         keys=keys,
         celery=make_celery(settings),
-        waiters=Waiters(settings.max_long_polls),
+        room=Room(redis, settings.max_long_polls),
         metrics=metrics.Metrics(),
     )
     app.before_request(_limit_silence)
@@ -79,6 +82,7 @@ def create_app(settings: Settings) -> Flask:
     for module in _ROUTES:
         app.register_blueprint(module.routes)
     app.after_request(_log_request)
+    app.wsgi_app = PausingStreams(app.wsgi_app)  # type: ignore[method-assign]
     return app
 
 

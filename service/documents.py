@@ -62,6 +62,13 @@ class ModelDocument(_Answer):
     links: dict[str, str]
 
 
+class ModelPage(_Answer):
+    """Some models, by their ids."""
+
+    data: tuple[ModelDocument, ...]
+    next_cursor: str | None = Field(description="For the next page; null on the last.")
+
+
 class DatasetDocument(_Answer):
     """An uploaded data set."""
 
@@ -75,6 +82,13 @@ class JobDocument(Job):
     """A job."""
 
     links: dict[str, str]
+
+
+class DatasetPage(_Answer):
+    """Some data sets, by their ids."""
+
+    data: tuple[DatasetDocument, ...]
+    next_cursor: str | None = Field(description="For the next page; null on the last.")
 
 
 class JobPage(_Answer):
@@ -196,6 +210,13 @@ class JobsQuery(_Input):
     label: tuple[Annotated[str, Field(pattern=r"^[^:]+:.*$")], ...] = Field(
         (), max_length=32, description="`key:value`; a job must have all of them."
     )
+
+
+class StoredQuery(_Input):
+    """Which models or data sets to list."""
+
+    limit: int = Field(50, ge=1, le=200)
+    cursor: str | None = Field(None, description="`next_cursor` of the page before.")
 
 
 class EventsQuery(_Input):

@@ -1,10 +1,10 @@
 """The events of a job: a stream for those who listen, pages for those who ask."""
 
-import contextlib
 import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from flask import Blueprint, Response, jsonify, request
 from redis.exceptions import RedisError
@@ -17,7 +17,9 @@ from service.contract import JSON, Answer, Operation, declare, read_query
 from service.documents import EventPage, EventsQuery
 from service.job_answers import find_job, job_document
 from service.parts import own, parts
-from service.waiting import Waiters, slice_ms
+from service.streams import may_pause
+from service.waiting import Pause
+from service.waiting_room import Room, Wait
 
 routes = Blueprint("events", __name__)
 
@@ -60,8 +62,8 @@ def show_events(job_id: str) -> Response:
     after = request.headers.get("Last-Event-ID") or query.after
     if after != "0" and not _EVENT_ID.fullmatch(after):
         raise Problem("malformed_request", "Last-Event-ID is not an event's id.")
-    stream = _stream(own().jobs, parts().waiters, job_id, after, _snapshot(job_id, after))
-    response = Response(stream, mimetype=EVENT_STREAM)
+    listener = _Listener(parts().room, own().jobs, job_id, can_pause=may_pause())
+    response = Response(_stream(listener, after, _snapshot(job_id, after)), mimetype=EVENT_STREAM)
     response.headers["X-Accel-Buffering"] = "no"
     return response
 
@@ -86,49 +88,70 @@ def _snapshot(job_id: str, after: str) -> Event | None:
     return Event(kept[-1].id, "snapshot", document)
 
 
-def _stream(
-    store: JobStore, waiters: Waiters, job_id: str, after: str, snapshot: Event | None
-) -> Iterator[str]:
-    yield f"retry: {_RECONNECT_MS}\n\n"
+@dataclass(frozen=True)
+class _Listener:
+    """Somebody who listens to a job.
+
+    Attributes:
+        room: Where it waits.
+        store: The job store.
+        job_id: The job.
+        can_pause: Whether its stream may pause; where not, it waits in its thread.
+    """
+
+    room: Room
+    store: JobStore
+    job_id: str
+    can_pause: bool
+
+
+def _stream(listener: _Listener, after: str, snapshot: Event | None) -> Iterator[bytes]:
+    yield b"retry: %d\n\n" % _RECONNECT_MS
     if snapshot is not None:
         yield _render(snapshot)
         if snapshot.data["state"] in TERMINAL_STATES:
             return
-    place = snapshot.id if snapshot else after
-    # Where Redis fails, the stream ends: the client comes back and goes on where it was.
-    with waiters.seat() as seated, contextlib.suppress(RedisError):
-        for event in _listen(store, waiters, job_id, place, seated=seated):
-            yield _render(event) if event else ": still here\n\n"
+    try:
+        yield from _listen(listener, snapshot.id if snapshot else after)
+    except RedisError:
+        # The stream ends: the client comes back and goes on where it was.
+        return
 
 
-def _listen(
-    store: JobStore, waiters: Waiters, job_id: str, after: str, *, seated: bool
-) -> Iterator[Event | None]:
-    """Yield events until the job has ended, and None where there was nothing to say for long."""
+def _listen(listener: _Listener, after: str) -> Iterator[bytes]:
+    """Yield events until the job has ended, and a comment where there was none for long."""
+    room, store, job_id = listener.room, listener.store, listener.job_id
     started = spoke = time.monotonic()
     while True:
-        events = store.events(job_id, after, slice_ms(1) if seated else None)
+        ticket = room.ticket()
+        events = store.events(job_id, after)
         for event in events:
-            yield event
+            yield _render(event)
             after = event.id
         now = time.monotonic()
         has_ended = bool(events) and events[-1].data["state"] in TERMINAL_STATES
-        is_over = not seated or waiters.is_closing() or now - started > _MAX_STREAM_SECONDS
-        if has_ended or is_over:
+        if has_ended or not room.has_seat or now - started > _MAX_STREAM_SECONDS:
             return
         if events:
             spoke = now
-        elif now - spoke > COMMENT_SECONDS:
-            yield None
+        elif now - spoke >= COMMENT_SECONDS:
+            yield b": still here\n\n"
             spoke = now
-            # A job that was removed meanwhile has no last event, and none to come.
-            if store.get(job_id) is None:
+        if not events:
+            job = store.get(job_id)
+            # A job that was removed has no last event; one that has ended, no further one.
+            if job is None or (job.is_terminal and not store.events(job_id, after)):
                 return
+        wait = Wait(store.key(job_id), ticket, spoke + COMMENT_SECONDS)
+        if listener.can_pause:
+            yield Pause.for_wait(wait)
+        else:
+            room.block(wait)
 
 
-def _render(event: Event) -> str:
+def _render(event: Event) -> bytes:
     data = json.dumps(event.data, separators=(",", ":"))
-    return f"id: {event.id}\nevent: {event.type}\ndata: {data}\n\n"
+    return f"id: {event.id}\nevent: {event.type}\ndata: {data}\n\n".encode()
 
 
 def _order(event_id: str) -> tuple[int, int]:

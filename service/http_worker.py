@@ -1,35 +1,27 @@
 """gunicorn's threaded worker, made to last among slow and strange clients.
 
 A thread takes a connection only when the whole head of a request has arrived, so clients that send
-theirs byte by byte hold no thread, and not for long a connection. A connection that ends waits for
-the client's side of it without holding up the others. What is no HTTP request is refused with
-problem documents, as the application does.
+theirs byte by byte hold no thread, and not for long a connection. A request that waits for a job
+gives its thread back, see `service.parking`. A connection that ends waits for the client's side of
+it without holding up the others.
 """
 
 import socket
 import time
-import uuid
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from selectors import EVENT_READ
 from typing import Any
 
-import structlog
-from gunicorn.http.errors import (  # type: ignore[import-untyped]
-    LimitRequestHeaders,
-    LimitRequestLine,
-    ParseException,
-)
-from gunicorn.util import write_nonblock  # type: ignore[import-untyped]
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]
 
-from jobs.problems import Problem
-from service.problems import PROBLEM_JSON, document
-
-#: gunicorn's own upper bound.
-MAX_LINE_BYTES = 8190
-MAX_HEADERS = 100
-MAX_HEADER_BYTES = 8190
+from service.parking import Parking
+from service.parts import EXTENSION, Parts
+from service.unreadable import refuse
+from service.waiting import Parked, Turn, taking
 
 #: How long a client may take to send the head of a request.
 HEAD_SECONDS = 10.0
@@ -40,17 +32,33 @@ _END_OF_HEAD = b"\r\n\r\n"
 _LINGER_SECONDS = 2.0
 _DRAINED_BYTES = 64 * 1024
 
-_REASONS = {400: "Bad Request", 414: "URI Too Long", 431: "Request Header Fields Too Large"}
-
-_log = structlog.get_logger(__name__)
-
 
 class _Connection(TConn):  # type: ignore[misc] # gunicorn has no types
-    """A connection whose end is left to the poller: gunicorn would wait for it in its main loop."""
+    """A connection whose end is left to the poller: gunicorn would wait for it in its main loop.
+
+    Args:
+        worker: Whose it is.
+        *parts: The socket, and the addresses of both sides.
+
+    Attributes:
+        request: The last one that was read.
+        turn: The next one of the same request, where it has waited.
+        asked: When the request arrived.
+        parked: What it waits for now.
+        leave: Ends the wait.
+    """
+
+    request: Any
+    turn: Turn | None
+    asked: float
+    parked: Parked | None
+    leave: Callable[[], object] | None
 
     def __init__(self, worker: "HttpWorker", *parts: Any) -> None:  # noqa: ANN401 - as above
         super().__init__(worker.cfg, *parts)
         self._worker = worker
+        self.request = self.turn = self.parked = self.leave = None
+        self.asked = 0.0
 
     def close(self, graceful: bool = False) -> None:
         if graceful:
@@ -67,18 +75,31 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         #: Connections of which our side is closed, in the order in which their time is over.
         self._lingering: deque[_Connection] = deque()
 
+    def run(self) -> None:
+        """Serve until told to stop."""
+        parts: Parts = self.wsgi.extensions[EXTENSION]
+        self._parking = Parking(self, parts.room)
+        super().run()
+
     def accept(self, listener: socket.socket) -> None:
         """Accept a connection, and wait for its first request.
 
         Args:
             listener: Where it came in.
         """
+        self._let_in(listener)
+
+    def _let_in(self, listener: socket.socket) -> bool:
+        """Accept a connection, and tell whether there may be another."""
         try:
             client, address = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
+        except ConnectionAbortedError:
+            return True
+        except BlockingIOError:
+            return False
         self.nr_conns += 1
         self._await_head(_Connection(self, client, address, listener.getsockname()))
+        return True
 
     def on_client_socket_readable(self, conn: Any, client: socket.socket) -> None:  # noqa: ANN401
         """Wait for the rest of the next request on a connection that was kept alive.
@@ -100,6 +121,47 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         """
         if _has_head(client):
             super().on_pending_socket_readable(conn, client)
+
+    def handle(self, conn: Any) -> Any:  # noqa: ANN401 - gunicorn has no types
+        """Handle a request, in a thread.
+
+        Args:
+            conn: Its connection.
+
+        Returns:
+            What `finish_request` is to do with the connection.
+        """
+        try:
+            return super().handle(conn)
+        except Parked as parked:
+            return parked
+
+    def handle_request(self, req: Any, conn: Any) -> bool:  # noqa: ANN401 - gunicorn has no types
+        """Give a request its turn.
+
+        Args:
+            req: The request.
+            conn: Its connection.
+
+        Returns:
+            Whether the connection is kept.
+        """
+        turn = conn.turn or Turn(time.monotonic())
+        conn.request, conn.turn, conn.asked = req, None, turn.asked
+        with taking(turn):
+            return bool(super().handle_request(req, conn))
+
+    def finish_request(self, conn: Any, fs: "Future[Any]") -> None:  # noqa: ANN401 - as above
+        """Park a connection whose request waits, keep it, or end it.
+
+        Args:
+            conn: The connection.
+            fs: What came of its request.
+        """
+        if not fs.cancelled() and fs.exception() is None and isinstance(fs.result(), Parked):
+            self._parking.park(conn, fs.result())
+        else:
+            super().finish_request(conn, fs)
 
     def linger(self, conn: _Connection) -> None:
         """Close our side of a connection, and the rest when the client has, or soon.
@@ -144,7 +206,14 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
 
     def _cap_keepalive(self, deadline: float) -> None:
         super()._cap_keepalive(deadline)
-        # Nor does a server that stops wait long for requests that have not been made.
+        for listener in self.sockets:
+            # Who has knocked is let in, and who comes later refused, or comes to our successor.
+            while self._let_in(listener):
+                pass
+            listener.close()
+        # A server that stops answers those who wait with what it knows.
+        self._parking.close()
+        # Nor does it wait long for requests that have not been made.
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
 
@@ -165,27 +234,11 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
             addr: The client's address.
             exc: What was wrong.
         """
-        if not isinstance(exc, ParseException):
+        if isinstance(exc, ParseException):
+            refuse(client, exc)
+        else:
             # Ours, not the client's: gunicorn writes it down with its traceback.
             super().handle_error(req, client, addr, exc)
-            return
-        request_id = uuid.uuid4().hex
-        problem = _problem_of(exc)
-        _log.info("unreadable", request_id=request_id, code=problem.code, error=str(exc))
-        body = document(problem, request_id).encode()
-        head = (
-            f"HTTP/1.1 {problem.status} {_REASONS[problem.status]}\r\n"
-            "Connection: close\r\n"
-            f"Content-Type: {PROBLEM_JSON}\r\n"
-            f"Content-Length: {len(body)}\r\n"
-            "Cache-Control: no-store\r\n"
-            "X-Content-Type-Options: nosniff\r\n"
-            f"X-Request-Id: {request_id}\r\n\r\n"
-        )
-        try:
-            write_nonblock(client, head.encode() + body)
-        except OSError:
-            _log.info("client_gone", request_id=request_id)
 
 
 def _has_head(client: socket.socket) -> bool:
@@ -206,16 +259,3 @@ def _has_head(client: socket.socket) -> bool:
         # The thread that takes it finds out what is wrong.
         return True
     return True
-
-
-def _problem_of(error: ParseException) -> Problem:
-    if isinstance(error, LimitRequestLine):
-        return Problem(
-            "address_too_long", f"The request's first line may have {MAX_LINE_BYTES} bytes."
-        )
-    if isinstance(error, LimitRequestHeaders):
-        return Problem(
-            "headers_too_large",
-            f"A request may have {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes each.",
-        )
-    return Problem("malformed_request", f"This is no HTTP request that is served here: {error}.")

@@ -71,7 +71,7 @@ def show_job(job_id: str) -> Response:
     if wait is not None:
         seconds = min(int(wait[1]), MAX_WAIT_SECONDS)
         changed = wait_for_change(
-            own().jobs, parts().waiters, job, _known_revision(job.revision), seconds
+            parts().room, own().jobs, job, _known_revision(job.revision), seconds
         )
         job = changed or find_job(job_id)
     response = answer_job(job)
@@ -97,8 +97,11 @@ def show_job(job_id: str) -> Response:
 def cancel_job(job_id: str) -> Response:
     """Ask for a job to stop. Asking again does no harm; a job that has ended stays as it is."""
     find_job(job_id)
-    if own().jobs.cancel(job_id) == "cancelled":
+    state = own().jobs.cancel(job_id)
+    if state == "cancelled":
         publish_end(own().jobs, own().blobs, job_id)
+    elif state == "running":
+        own().blobs.note_cancel(job_id)
     job = find_job(job_id)
     return answer_job(job, status=200 if job.is_terminal else 202)
 

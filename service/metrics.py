@@ -1,14 +1,13 @@
-"""Counters and gauges for Prometheus."""
+"""Metrics of requests, and the text in which Prometheus reads all metrics."""
 
 import time
-from collections.abc import Iterator
 
 from flask import Flask, Response, g, request
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from redis.exceptions import RedisError
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from jobs.tenants import Tenants
+from service.job_metrics import JobMetrics
+from service.waiting import asked_at
+from service.waiting_room import Room
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # A long poll and a big upload are slow on purpose, so the scale reaches far.
@@ -34,36 +33,23 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._waiting = Gauge(
+            "modelpress_waiting_requests",
+            "Long polls and event streams that wait, without a thread.",
+            registry=self._registry,
+        )
+
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
-    def exposition(self, tenants: Tenants) -> bytes:
-        """Give everything in Prometheus' text format, the queue as Redis has it now."""
-        queue = CollectorRegistry()
-        queue.register(_Queue(tenants))
-        return generate_latest(self._registry) + generate_latest(queue)
-
-
-class _Queue:
-    """Reads the gauges from Redis when asked, so that they are never stale."""
-
-    def __init__(self, tenants: Tenants) -> None:
-        self._tenants = tenants
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the gauges; without Redis only the one that says so."""
-        try:
-            counts = [stores.jobs.counts() for stores in self._tenants.every()]
-        except RedisError:
-            yield GaugeMetricFamily("modelpress_redis_up", "Whether Redis answered.", value=0)
-            return
-        yield GaugeMetricFamily("modelpress_redis_up", "Whether Redis answered.", value=1)
-        jobs = GaugeMetricFamily("modelpress_jobs", "Jobs that have not ended.", labels=["state"])
-        for state in ("queued", "running"):
-            jobs.add_metric([state], sum(count[state] for count in counts))
-        yield jobs
+    def exposition(self, jobs: JobMetrics, room: Room) -> bytes:
+        """Give everything in Prometheus' text format, the jobs as Redis has them now."""
+        self._waiting.set(room.guests)
+        now = CollectorRegistry()
+        now.register(jobs)
+        return generate_latest(self._registry) + generate_latest(now)
 
 
 def install(app: Flask) -> None:
@@ -77,7 +63,8 @@ def install(app: Flask) -> None:
 
 
 def _start() -> None:
-    g.started = time.perf_counter()
+    # Of the first time, where the request has waited since.
+    g.started = asked_at()
 
 
 def _count(response: Response) -> Response:
@@ -85,6 +72,6 @@ def _count(response: Response) -> Response:
 
     # An address that does not exist is a client's invention: one label for all of them.
     route = request.url_rule.rule if request.url_rule else "(none)"
-    seconds = time.perf_counter() - g.started
+    seconds = time.monotonic() - g.started
     parts().metrics.observe(request.method, route, response.status_code, seconds)
     return response

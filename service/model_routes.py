@@ -123,7 +123,7 @@ def show_dataset(dataset_id: str) -> Response:
     meta = own().blobs.meta("datasets", dataset_id[3:]) if is_dataset_id(dataset_id) else None
     if meta is None:
         raise _no_dataset(dataset_id)
-    return jsonify(_document("datasets", meta))
+    return jsonify(stored_document("datasets", meta))
 
 
 @routes.delete("/models/<model_id>")
@@ -199,7 +199,7 @@ def store_model(pieces: Pieces, staged: Path) -> Received:
 
 def model_document(meta: dict[str, Any]) -> dict[str, Any]:
     """Give a model's document."""
-    return _document("models", meta)
+    return stored_document("models", meta)
 
 
 def _create(
@@ -215,7 +215,7 @@ def _create(
             received = receive(body.chunks(), staged)
         created = own().blobs.publish(store, received.digest, staged, received.meta)
     meta = own().blobs.meta(store, received.digest) or received.meta
-    response = jsonify(_document(store, meta))
+    response = jsonify(stored_document(store, meta))
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/{store}/{meta['id']}"
     return response
@@ -236,7 +236,16 @@ def _receive_part(
     return received
 
 
-def _document(store: str, meta: dict[str, Any]) -> dict[str, Any]:
+def stored_document(store: str, meta: dict[str, Any]) -> dict[str, Any]:
+    """Give the document of a model or a data set.
+
+    Args:
+        store: Which of the two.
+        meta: What is known about it.
+
+    Returns:
+        The document.
+    """
     return {**meta, "links": {"self": f"/{store}/{meta['id']}"}}
 
 

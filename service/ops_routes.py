@@ -15,6 +15,7 @@ from jobs.store import IDEMPOTENCY_SECONDS
 from service.contract import Answer, Operation, declare, json_answer
 from service.documents import Capabilities, Health, Limits
 from service.identity import identity
+from service.job_metrics import JobMetrics
 from service.metrics import CONTENT_TYPE
 from service.parts import parts
 from service.receive import MAX_TEXT_BYTES
@@ -125,7 +126,9 @@ def show_ready() -> Response:
     )
 )
 def show_metrics() -> Response:
-    """Give counters of requests and the state of the queue, of all tenants together."""
+    """Give what is counted and measured of requests, jobs, workers and the disk, of all tenants."""
     if not identity().is_operator:
         raise Problem("operator_only", "The metrics are of all tenants together.")
-    return Response(parts().metrics.exposition(parts().tenants), content_type=CONTENT_TYPE)
+    jobs = JobMetrics(parts().tenants, parts().settings.data_dir)
+    text = parts().metrics.exposition(jobs, parts().room)
+    return Response(text, content_type=CONTENT_TYPE)

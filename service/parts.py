@@ -11,7 +11,7 @@ from jobs.settings import Settings
 from jobs.tenants import Stores, Tenants
 from service.identity import identity
 from service.metrics import Metrics
-from service.waiting import Waiters
+from service.waiting_room import Room
 
 EXTENSION = "modelpress"
 
@@ -25,7 +25,7 @@ class Parts:
         tenants: The stores of all; a route takes those of `own`.
         keys: Who may ask.
         celery: Where to ring.
-        waiters: Who may hold a thread while waiting.
+        room: Where requests wait for jobs.
         metrics: What is counted.
     """
 
@@ -33,7 +33,7 @@ class Parts:
     tenants: Tenants
     keys: KeyStore
     celery: Celery
-    waiters: Waiters
+    room: Room
     metrics: Metrics
 
 

@@ -17,6 +17,7 @@ from service.identity import Identity
 from service.parts import own, parts
 from service.receive import Body
 from service.uploads import require_space
+from service.waiting import is_again
 
 _log = structlog.get_logger(__name__)
 
@@ -31,7 +32,8 @@ def install(app: Flask, rate: RequestRate) -> None:
 
     def count() -> None:
         who = cast("Identity | None", g.identity)
-        if who is None:
+        if who is None or is_again():
+            # A request that has waited was counted when it came.
             return
         try:
             g.taken = rate.take(who.tenant)
@@ -65,12 +67,13 @@ def left_bytes() -> float:
 
 
 def require_storage() -> None:
-    """Refuse what makes an artifact where the tenant that asks may store nothing more.
+    """Refuse what makes an artifact where the tenant that asks, or the disk, takes nothing more.
 
     Raises:
-        Problem: `storage_quota`.
+        Problem: `storage_quota`, `storage_full`.
     """
     _require(left_bytes(), 1)
+    require_space(own().blobs.root, None, parts().settings.disk_reserve)
 
 
 def open_upload(request: Request) -> Body:
@@ -87,7 +90,7 @@ def open_upload(request: Request) -> Body:
     """
     body, left = Body(request, parts().settings.max_upload), left_bytes()
     _require(left, body.announced or 1)
-    require_space(own().blobs.root, body.announced)
+    require_space(own().blobs.root, body.announced, parts().settings.disk_reserve)
     return body if body.announced else Body(request, int(min(parts().settings.max_upload, left)))
 
 

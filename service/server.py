@@ -16,10 +16,11 @@ from jobs.logs import configure_logging
 from jobs.reaper import Reaper
 from jobs.settings import Settings
 from service.application import create_app
-from service.http_worker import MAX_HEADER_BYTES, MAX_HEADERS, MAX_LINE_BYTES, HttpWorker
+from service.http_worker import HttpWorker
 from service.identity import is_loopback
 from service.keys import FIRST_KEY
 from service.parts import EXTENSION, Parts
+from service.unreadable import MAX_HEADER_BYTES, MAX_HEADERS, MAX_LINE_BYTES
 
 URL_NAME = "service.url"
 # Long enough for a poll to end; streams and downloads are taken up again by the client.
@@ -96,9 +97,7 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
 
     def _start_reaper(self, worker: Any) -> None:  # noqa: ANN401 - gunicorn has no types
         parts: Parts = worker.wsgi.extensions[EXTENSION]
-        parts.waiters.is_closing = lambda: not worker.alive
-        settings = self._settings
-        self._reaper = Reaper(parts.tenants, parts.celery, settings.queue, settings.reap_seconds)
+        self._reaper = Reaper(parts.tenants, parts.celery, self._settings)
         self._reaper.start()
 
     def _stop_reaper(self, _arbiter: Any, _worker: Any) -> None:  # noqa: ANN401 - as above

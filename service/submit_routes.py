@@ -130,6 +130,8 @@ def _accept(submission: Submission, key: str | None) -> Response:
     # A retry finds its job, however full the storage is by now.
     if key is None or not own().jobs.is_replayed(key):
         require_storage()
+    # From here on the model counts as used.
+    own().blobs.touch("models", submission.model.removeprefix("mdl_"))
     use_cache = not request.cache_control.no_cache
     job_id, is_new = accept(own(), submission, key, use_cache=use_cache)
     if is_new:

@@ -156,19 +156,26 @@ def _unzip(source: _Source, staged: Path, entries: Entries) -> list[str]:
     return ignored
 
 
-def require_space(folder: Path, nbytes: int | None) -> None:
-    """Refuse an upload before it is read where the disk cannot hold it.
+def require_space(folder: Path, nbytes: int | None, reserve: int) -> None:
+    """Refuse what would fill the disk before it has begun.
 
     Args:
         folder: On the disk in question.
         nbytes: The announced size, if there is one.
+        reserve: What is to stay free.
 
     Raises:
         Problem: `storage_full`.
     """
     free = shutil.disk_usage(folder).free
-    if nbytes is not None and nbytes > free:
-        raise Problem("storage_full", f"The upload has {nbytes} bytes; {free} are free.")
+    if (nbytes or 0) + reserve > free:
+        wanted = f"the upload has {nbytes} bytes" if nbytes else "nothing more is taken"
+        raise Problem(
+            "storage_full",
+            f"{free} bytes of the disk are free, and {reserve} are to stay so: {wanted}. Remove "
+            "jobs or models that are no longer needed.",
+            extra={"free_bytes": free, "reserve_bytes": reserve},
+        )
 
 
 def _common(prefix: str, source: _Source) -> dict[str, Any]:

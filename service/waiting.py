@@ -1,53 +1,105 @@
-"""Waiting for a job to change, by as many requests at once as there are threads to spare."""
+"""Waiting for a job to change: without a thread where the server can do that.
 
-import threading
+`service.http_worker` gives each request a turn. A request that has to wait ends its turn by raising
+`Parked`, or, as a stream that has begun, by yielding a `Pause`, and gets another when the room says
+so: the request is handled again from its start, the stream goes on. Other servers have no turns,
+and a request waits in its thread.
+"""
+
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from jobs.job import Job
 from jobs.store import JobStore
+from service.waiting_room import Room, Wait
 
 #: The longest wait that a client may ask for; proxies give up soon after.
 MAX_WAIT_SECONDS = 60
-# Between two looks at whether the server wants to stop, and whether the time is over.
-_SLICE_SECONDS = 1.0
 
 
-class Waiters:
-    """Counts the requests that hold a thread while they wait.
+@dataclass(frozen=True)
+class Turn:
+    """One handling of a request.
 
-    Args:
-        limit: How many may.
+    Attributes:
+        asked: When the request arrived, in the seconds of `time.monotonic`.
+        waited: What it has waited for, where this is not its first turn.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._free = threading.Semaphore(limit)
-        self.is_closing: Callable[[], bool] = lambda: False
+    asked: float
+    waited: Wait | None = None
 
-    @contextmanager
-    def seat(self) -> Iterator[bool]:
-        """Take a seat for the block, if one is free.
 
-        Yields:
-            Whether one was free; where not, the request must not wait.
-        """
-        taken = self._free.acquire(blocking=False)
-        try:
-            yield taken
-        finally:
-            if taken:
-                self._free.release()
+class Parked(BaseException):
+    """Raised by a request that waits, up to the server.
+
+    Args:
+        wait: For what.
+    """
+
+    def __init__(self, wait: Wait) -> None:
+        super().__init__(wait)
+        self.wait = wait
+
+
+class Pause(bytes):
+    """Yielded by a stream that has nothing to say for now; it has no bytes."""
+
+    wait: Wait
+
+    @classmethod
+    def for_wait(cls, wait: Wait) -> "Pause":
+        """Make one."""
+        pause = cls()
+        pause.wait = wait
+        return pause
+
+
+_turn: ContextVar[Turn | None] = ContextVar("turn", default=None)
+
+
+@contextmanager
+def taking(turn: Turn) -> Iterator[None]:
+    """Have the block be a request's turn.
+
+    Args:
+        turn: Which.
+    """
+    token = _turn.set(turn)
+    try:
+        yield
+    finally:
+        _turn.reset(token)
+
+
+def current_turn() -> Turn | None:
+    """Give the turn of the request that is handled, or None where the server has none."""
+    return _turn.get()
+
+
+def is_again() -> bool:
+    """Tell whether this request was handled before, up to the point at which it had to wait."""
+    turn = _turn.get()
+    return turn is not None and turn.waited is not None
+
+
+def asked_at() -> float:
+    """Give when this request arrived, in the seconds of `time.monotonic`."""
+    turn = _turn.get()
+    return turn.asked if turn else time.monotonic()
 
 
 def wait_for_change(
-    store: JobStore, waiters: Waiters, job: Job, known_revision: int, seconds: float
+    room: Room, store: JobStore, job: Job, known_revision: int, seconds: float
 ) -> Job | None:
     """Wait until a job differs from what the client knows.
 
     Args:
+        room: Where to wait; where it has no seat the answer comes at once.
         store: The job store.
-        waiters: Where to take a seat; without one the answer comes at once.
         job: The job as just read.
         known_revision: The revision that the client has.
         seconds: How long to wait at most.
@@ -55,32 +107,22 @@ def wait_for_change(
     Returns:
         The job with another revision or ended, or as it is when the time is over; None where it
         was removed meanwhile.
+
+    Raises:
+        Parked: It has to wait, and the server can do that without this thread.
     """
-    deadline = time.monotonic() + min(seconds, MAX_WAIT_SECONDS)
-    with waiters.seat() as seated:
-        after = place_now(store)
+    turn = current_turn()
+    deadline = asked_at() + min(seconds, MAX_WAIT_SECONDS)
+    if turn and turn.waited:
+        known_revision = turn.waited.revision
+    while True:
+        ticket = room.ticket()
         current = store.get(job.id)
-        while (
-            seated
-            and current is not None
-            and current.revision == known_revision
-            and not current.is_terminal
-            and not waiters.is_closing()
-            and (left := deadline - time.monotonic()) > 0
-        ):
-            events = store.events(job.id, after, block_ms=slice_ms(left))
-            if events:
-                after = events[-1].id
-            current = store.get(job.id)
-        return current
-
-
-def place_now(store: JobStore) -> str:
-    """Give a place in every event stream that lies just before now, by Redis's own clock."""
-    seconds, microseconds = store.redis.time()
-    return f"{seconds * 1000 + microseconds // 1000 - 1}-0"
-
-
-def slice_ms(left_seconds: float) -> int:
-    """Give how long to block next, in milliseconds; never 0, which would block for ever."""
-    return max(1, int(min(left_seconds, _SLICE_SECONDS) * 1000))
+        if current is None or current.revision != known_revision or current.is_terminal:
+            return current
+        if time.monotonic() >= deadline or not room.has_seat:
+            return current
+        wait = Wait(store.key(job.id), ticket, deadline, known_revision)
+        if turn:
+            raise Parked(wait)
+        room.block(wait)

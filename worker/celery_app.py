@@ -72,9 +72,7 @@ def _on_child_stop(**_: Any) -> None:  # noqa: ANN401
 @worker_ready.connect(weak=False)
 def _on_ready(**_: Any) -> None:  # noqa: ANN401
     global _reaper, _watchdog  # noqa: PLW0603 - one per consumer, made after it is up
-    _reaper = Reaper(
-        _tenants(), app, settings.queue, settings.reap_seconds, worker=socket.gethostname()
-    )
+    _reaper = Reaper(_tenants(), app, settings, worker=socket.gethostname())
     _reaper.start()
     _watchdog = Watchdog(connect(settings.redis), settings.queue)
     _watchdog.start()

@@ -96,5 +96,8 @@ def _check(result: int, call: str) -> None:
 
 if __name__ == "__main__":
     # Whether it can be done at all, tried before any job needs it.
+    from worker.seccomp import refuse_calls
+
     enter(int(sys.argv[1]))
     give_up_power()
+    refuse_calls()

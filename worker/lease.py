@@ -7,6 +7,7 @@ does not cost the lease.
 import os
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Self
 
@@ -30,6 +31,8 @@ class Lease:
         token: The fencing token of the claim.
         lease_seconds: How long the store lets a holder be silent.
         renew_seconds: How often to renew.
+        is_cancelled: Whether the disk knows of a cancel: Redis forgets its last second when it is
+            killed, and may be away.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Lease:
         *,
         lease_seconds: float,
         renew_seconds: float,
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._job_id = job_id
@@ -47,6 +51,7 @@ class Lease:
         # Given up before the store would give it away, so that two runners never overlap.
         self._silence_limit = lease_seconds * 2 / 3
         self._renew_seconds = renew_seconds
+        self._is_cancelled = is_cancelled
         self._progress: Progress | None = None
         self._verdict: Verdict | None = None
         self._renewed_at = time.monotonic()
@@ -91,6 +96,9 @@ class Lease:
     def _loop(self) -> None:
         while self._verdict is None and not self._stop.wait(self._renew_seconds):
             asked_at = time.monotonic()
+            if self._is_cancelled():
+                self._decide("cancelled")
+                return
             try:
                 renewal = self._store.renew(self._job_id, self._token, self._progress)
             except RedisError as error:

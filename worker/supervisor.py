@@ -28,6 +28,7 @@ from jobs.reaper import publish_end
 from jobs.recipe import ENGINE_VERSION, Budget
 from jobs.report import Report
 from jobs.settings import Settings
+from jobs.tally import add_report
 from jobs.tenants import Stores, Tenants
 from planning.forecast import check_budget
 from planning.memory_model import levels_of
@@ -92,7 +93,7 @@ class Supervisor:
         # Hidden from a runner: not its tenant's folder alone, but that of all of them.
         self.runners = Runners(device, settings.sandbox, settings.data_dir.resolve())
         self._checksums = Checksums(lambda: (stores.blobs for stores in tenants.every()))
-        self.name = f"{socket.gethostname()}:{self.runners.template_pid}"
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
         threading.Thread(target=self._announce, name="announce", daemon=True).start()
 
     def stop(self) -> None:
@@ -120,18 +121,29 @@ class Supervisor:
             _log.warning("levels_not_published", error=str(error))
 
     def run(self, tenant: str, job_id: str) -> None:
-        """Do a job, if it may be taken; else the one that has waited longest, if any waits.
+        """Do the tenant's job that has waited longest; without one, look at the one named.
 
-        Doorbells are counted against jobs, so one that came twice makes up for another that was
-        lost. If it did nothing, the job without one would wait as long as there is other work.
+        A job that was given back is older than most and so is next, although its doorbell is the
+        last of many. And as long as any job waits, every doorbell does one: one that came twice
+        makes up for another that was lost.
 
         Args:
             tenant: Whose job it is.
             job_id: The job that the doorbell named.
         """
         stores = self._tenants.stores(tenant)
-        if not self._take(stores, job_id) and (waiting := stores.jobs.next_to_run()) is not None:
-            self._take(stores, waiting)
+        has_ended = stores.blobs.has_result(job_id)
+        if has_ended:
+            # It was answered by an equal job, and may lack digests still.
+            self._take(stores, job_id)
+        tried = None
+        # Whoever was faster took the job out of the line, so the next look finds another one.
+        while (waiting := stores.jobs.next_to_run()) is not None and waiting != tried:
+            if self._take(stores, waiting):
+                return
+            tried = waiting
+        if not has_ended:
+            self._take(stores, job_id)
 
     def _take(self, stores: Stores, job_id: str) -> bool:
         """Do a job, and say whether it was to be had."""
@@ -168,6 +180,7 @@ class Supervisor:
             held.token,
             lease_seconds=self._settings.lease_seconds,
             renew_seconds=self._settings.renew_seconds,
+            is_cancelled=partial(held.stores.blobs.has_cancel, held.job.id),
         )
         with lease:
             try:
@@ -286,13 +299,21 @@ class Supervisor:
             finished_ms=now_ms(),
         )
         self._endings(held).publish(job, held.token, result)
+        self._add_report(report)
+
+    def _add_report(self, report: Report) -> None:
+        # The sums are worse without it, and the job is not.
+        try:
+            add_report(self._tenants.redis, report)
+        except RedisError as error:
+            _log.warning("report_not_added", error=str(error))
 
 
 def _require_lease(held: _Held) -> None:
     renewal = held.stores.jobs.renew(held.job.id, held.token)
     if not renewal.held:
         raise _Stopped(Outcome("lost"))
-    if renewal.cancel_requested:
+    if renewal.cancel_requested or held.stores.blobs.has_cancel(held.job.id):
         raise _Stopped(Outcome("cancelled"))
 
 

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from engine.memory import resident_bytes
 from jobs.parent_death import end_with_parent
 from worker.confinement import Bounds, enter, give_up_power, limit
+from worker.seccomp import refuse_calls
 
 MAX_ORDER_BYTES = 4 * 1024**2
 #: What a runner's libraries read only when they are first used.
@@ -123,6 +124,7 @@ def _be_runner(parent_pid: int, bounds: Bounds, work: Callable[[], None]) -> NoR
     try:
         if parent_pid == 0:
             give_up_power()
+            refuse_calls()
         # Who leads a session is tied to the agent's life already.
         end_with_parent(parent_pid)
         os.setsid()

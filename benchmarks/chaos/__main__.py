@@ -5,14 +5,13 @@ job that was left in peace, and nothing stays behind. Redis, the service and thr
 while the seed's faults happen to them.
 """
 
-import argparse
 import json
-import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.chaos.arguments import read_arguments
 from benchmarks.chaos.clients import Crowd
 from benchmarks.chaos.faults import Faults
 from benchmarks.chaos.ledger import Ledger
@@ -22,7 +21,7 @@ from benchmarks.chaos.plan import make_plan
 from benchmarks.chaos.stack import running
 from benchmarks.chaos.verdict import Verdict, judge_disk, judge_jobs, judge_processes
 from benchmarks.machine import describe_machine
-from benchmarks.page import PAGE, publish
+from benchmarks.page import publish
 
 _TAIL_LINES = 40
 
@@ -33,14 +32,7 @@ def main() -> int:
     Returns:
         1 where anything was found that must not be, else 0.
     """
-    parser = argparse.ArgumentParser(description="Delivery under fire")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--page", type=Path, default=PAGE, help="page with the markers")
-    arguments = parser.parse_args()
-    # Whoever is told to end stops what it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    arguments = read_arguments("Delivery under fire")
     machine = describe_machine("celery", "redis", "gunicorn")
     # A socket's path is limited to about 100 bytes.
     with tempfile.TemporaryDirectory(prefix="modelpress-chaos-", dir="/tmp") as name:

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -96,14 +97,17 @@ class Crowd:
         model_id = self._model_ids.get(wish.model) or self._upload(client, model, wish)
         job = self._submit(client, model_id, wish)
         self._ledger.accept(job.id, wish)
-        cancelled_at = None
+        asked = accepted = 0.0
         if wish.cancel_after is not None:
             time.sleep(wish.cancel_after)
-            cancelled_at = time.monotonic()
+            asked = time.time()
             self._persist(lambda: client.cancel(job.id))
+            accepted = time.time()
         job = self._wait(client, job.id)
-        if cancelled_at is not None:
-            self._ledger.cancel_seconds.append(time.monotonic() - cancelled_at)
+        if wish.cancel_after is not None:
+            ended = datetime.fromisoformat(job.raw["finished_at"]).timestamp()
+            self._ledger.cancel_seconds.append(max(0.0, ended - accepted))
+            self._ledger.cancel_known_seconds.append(time.time() - asked)
         if job.state == "succeeded":
             self._download(client, job, model, wish)
 

@@ -50,7 +50,9 @@ class Ledger:
         ends: How each was first seen to have ended.
         changed: Jobs that had ended, and then had not or otherwise.
         broken: What else must not have happened, in words.
-        cancel_seconds: From the request of each cancel to the sight of the job's end.
+        cancel_seconds: From each accepted cancel to the job's end, by its record.
+        cancel_known_seconds: From the first request of each cancel to the client's knowing of the
+            end, whatever of service and Redis was away meanwhile.
         counts: Whatever else is counted, by name.
         submitting: How many submits are under way.
     """
@@ -60,6 +62,7 @@ class Ledger:
     changed: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     cancel_seconds: list[float] = field(default_factory=list)
+    cancel_known_seconds: list[float] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     submitting: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)

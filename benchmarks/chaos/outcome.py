@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from benchmarks.chaos.faults import Faults
 from benchmarks.chaos.ledger import Ledger
 from benchmarks.chaos.plan import DOORBELL_SHARE, Plan
+from benchmarks.chaos.recoveries import recovery_seconds
 from benchmarks.chaos.stack import LEASE_SECONDS, Stack
 from benchmarks.chaos.verdict import Verdict
 from benchmarks.page import table
@@ -62,7 +63,7 @@ def complaints(outcome: Outcome) -> list[str]:
     if len(ledger.accepted) != len(outcome.plan.wishes):
         found.append(f"{len(ledger.accepted)} of {len(outcome.plan.wishes)} jobs were accepted")
     for what, taken, most in (
-        ("killed workers' jobs waited", outcome.faults.recoveries, RECOVERY_SECONDS),
+        ("killed workers' jobs waited", _recoveries(outcome), RECOVERY_SECONDS),
         ("cancels took", ledger.cancel_seconds, CANCEL_SECONDS),
     ):
         if taken and (p99 := _p99(taken)) > most:
@@ -109,8 +110,10 @@ def _results(outcome: Outcome) -> Iterator[tuple[str, str]]:
     yield "processes left", f"{len(verdict.processes):,}"
     yield "late commits of zombies refused", f"{refused(outcome):,}"
     yield "jobs made twice, as the first submit was cut off", f"{verdict.unknown:,}"
-    yield "killed worker's job claimed again, s: median, p99", _pair(outcome.faults.recoveries)
-    yield "cancel to end, s: median, p99", _pair(ledger.cancel_seconds)
+    yield "killed worker's job claimed again, s: median, p99", _pair(_recoveries(outcome))
+    yield "cancel accepted to job ended, s: median, p99", _pair(ledger.cancel_seconds)
+    known = ledger.cancel_known_seconds
+    yield "cancel asked for to end known, outages included, s: median, p99", _pair(known)
 
 
 def counts_of(outcome: Outcome) -> int:
@@ -126,6 +129,12 @@ def refused(outcome: Outcome) -> int:
             if '"event": "attempt"' in line and '"outcome": "lost"' in line:
                 ended[json.loads(line)["job_id"]] += 1
     return sum(hit.kind == "zombie" and ended[hit.job_id] > 0 for hit in outcome.faults.hits)
+
+
+def _recoveries(outcome: Outcome) -> list[float]:
+    killed = [hit for hit in outcome.faults.hits if hit.kind != "zombie"]
+    logs = [worker.log for worker in outcome.stack.workers]
+    return recovery_seconds(killed, outcome.ledger.ends, logs)
 
 
 def _pair(seconds: Sequence[float]) -> str:

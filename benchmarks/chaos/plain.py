@@ -1,9 +1,7 @@
 """The same kills on plain Celery: `python -m benchmarks.chaos.plain --seed 1 --jobs 2000`."""
 
-import argparse
 import contextlib
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -16,10 +14,11 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from benchmarks.chaos.arguments import read_arguments
 from benchmarks.chaos.plan import Fault, Plan, make_plan
 from benchmarks.chaos.programs import Program, adopt_orphans, living
 from benchmarks.machine import describe_machine
-from benchmarks.page import PAGE, publish, table
+from benchmarks.page import publish, table
 from jobs.settings import Settings
 from local.processes import redis_command
 
@@ -50,14 +49,7 @@ class Tally:
 
 def main() -> None:
     """Run and publish."""
-    parser = argparse.ArgumentParser(description="The same kills on plain Celery")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--page", type=Path, default=PAGE, help="page with the markers")
-    arguments = parser.parse_args()
-    # Whoever is told to end stops what it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    arguments = read_arguments("The same kills on plain Celery")
     machine = describe_machine("celery", "redis")
     adopt_orphans()
     plan = make_plan(arguments.seed, arguments.jobs)

@@ -131,6 +131,15 @@ def living(processes: list[psutil.Process], seconds: float) -> list[psutil.Proce
         time.sleep(0.02)
 
 
+def children(pid: int) -> list[int]:
+    """Give the processes that one has started, by their pids; none where it is gone."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
 def _lives(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -142,8 +151,7 @@ def _bury() -> None:
     while True:
         time.sleep(0.05)
         with _starting:
-            for task in Path("/proc/self/task").iterdir():
-                with contextlib.suppress(OSError):
-                    for pid in map(int, (task / "children").read_text().split()):
-                        if pid not in _started:
-                            os.waitpid(pid, os.WNOHANG)
+            for pid in children(os.getpid()):
+                if pid not in _started:
+                    with contextlib.suppress(OSError):
+                        os.waitpid(pid, os.WNOHANG)

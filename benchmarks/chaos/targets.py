@@ -1,20 +1,24 @@
-"""Finds what a fault can hit: a job at work, and the processes that work on it."""
+"""Finds what a fault can hit: a job at work, and the processes that work on it.
+
+It asks Redis itself, as a small job is at work for a tenth of a second.
+"""
 
 import random
 import threading
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import httpx
 import psutil
+from redis.exceptions import RedisError
 
 from benchmarks.chaos.ledger import Ledger
+from benchmarks.chaos.programs import children
 from benchmarks.chaos.stack import Stack
+from jobs.job import Job
+from jobs.store import JobStore, connect
+from jobs.tenants import DEFAULT_TENANT
 
 _LOOK_SECONDS = 0.02
-#: How long a fault waits for something that it can hit.
-_AIM_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,7 @@ class Targets:
         self._ledger = ledger
         self._stop = stop
         self._supervisors: dict[str, psutil.Process] = {}
-        self._http = httpx.Client(base_url=stack.url, timeout=5)
-
-    def close(self) -> None:
-        """Close the connection to the service."""
-        self._http.close()
+        self._store = JobStore(connect(stack.redis_url), DEFAULT_TENANT)
 
     def aim(self, choice: float) -> Target | None:
         """Find a job at work, whose worker is awake.
@@ -69,53 +69,66 @@ class Targets:
             choice: Picks among several, in [0, 1).
 
         Returns:
-            The target, or None where there was none for a while.
+            The target, or None where nothing is to be found any more.
         """
-        deadline = time.monotonic() + _AIM_SECONDS
         chance = random.Random(choice)
-        while time.monotonic() < deadline and not self._stop.is_set():
+        while not self._stop.wait(_LOOK_SECONDS):
             ids = self._ledger.open_ids()
             chance.shuffle(ids)
             for job_id in ids:
                 target = self._target(job_id)
                 if target is not None and target.supervisor.pid not in self.asleep:
                     return target
-            time.sleep(_LOOK_SECONDS)
         return None
 
+    def is_held(self, target: Target) -> bool:
+        """Tell whether a job is still at the attempt that was aimed at."""
+        job = self._running(target.job_id)
+        return job is not None and len(job.attempts) == target.rows
+
+    def runners(self, choice: float) -> Iterator[int]:
+        """Yield the runners at work, by their pids.
+
+        Args:
+            choice: Picks the worker that is looked at first, in [0, 1).
+        """
+        workers = [program.pid for program in self._stack.workers]
+        random.Random(choice).shuffle(workers)
+        for worker in workers:
+            for supervisor in children(worker):
+                if supervisor not in self.asleep:
+                    # A template's children are agents, and theirs the runners.
+                    for template in children(supervisor):
+                        for agent in children(template):
+                            yield from children(agent)
+
     def _target(self, job_id: str) -> Target | None:
-        job = self.ask(job_id)
-        if job is None or job["state"] != "running" or not job["attempts"]:
+        job = self._running(job_id)
+        if job is None:
             return None
         try:
-            supervisor = self._supervisor(job["attempts"][-1]["worker"])
-            worker = supervisor.parent() if supervisor else None
+            supervisor = self._supervisor(job.attempts[-1].worker)
+            worker = supervisor.parent()
             templates = [
-                child
-                for child in (supervisor.children() if supervisor else [])
-                if "worker.template" in child.cmdline()
+                child for child in supervisor.children() if "worker.template" in child.cmdline()
             ]
         except psutil.NoSuchProcess:
             return None
-        if supervisor is None or worker is None or not templates:
+        if worker is None or not templates:
             return None
         if worker.pid not in {program.pid for program in self._stack.workers}:
             return None
-        return Target(job_id, len(job["attempts"]), worker, supervisor, templates[0])
+        return Target(job_id, len(job.attempts), worker, supervisor, templates[0])
 
-    def _supervisor(self, name: str) -> psutil.Process | None:
-        """Find a supervisor by its name, which holds the pid of the first template that it had."""
+    def _supervisor(self, name: str) -> psutil.Process:
+        """Find a supervisor by its name, which holds its pid."""
         if name not in self._supervisors:
-            found = psutil.Process(int(name.rpartition(":")[2])).parent()
-            if found is None:
-                return None
-            self._supervisors[name] = found
+            self._supervisors[name] = psutil.Process(int(name.rpartition(":")[2]))
         return self._supervisors[name]
 
-    def ask(self, job_id: str) -> dict[str, Any] | None:
-        """Give a job's document, or None where there is no answer."""
+    def _running(self, job_id: str) -> Job | None:
         try:
-            answer = self._http.get(f"/jobs/{job_id}")
-            return answer.json() if answer.is_success else None
-        except (httpx.HTTPError, ValueError):
+            job = self._store.get(job_id)
+        except RedisError:
             return None
+        return job if job and job.state == "running" and job.attempts else None

@@ -13,7 +13,7 @@ from redis import Redis
 from benchmarks.chaos.ledger import Ledger, end_of
 from benchmarks.chaos.programs import living
 from benchmarks.chaos.stack import Stack
-from jobs.blobs import RESULT_NAME, SHA256_NAME, BlobStore
+from jobs.blobs import CANCEL_NAME, RESULT_NAME, SHA256_NAME, BlobStore
 from jobs.sweeping import sweep
 from jobs.tenants import DEFAULT_TENANT
 from modelpress import Client
@@ -25,7 +25,7 @@ _SETTLE_SECONDS = 150.0
 _LOOK_SECONDS = 0.5
 _LAST_SECONDS = 10.0
 _AGED_SECONDS = 7200
-_OWN_FILES = frozenset({"spec.json", RESULT_NAME, "report.json", SHA256_NAME})
+_OWN_FILES = frozenset({"spec.json", RESULT_NAME, "report.json", SHA256_NAME, CANCEL_NAME})
 _BACKOFF = Backoff(attempts=20, first_seconds=0.2, cap_seconds=2.0)
 
 

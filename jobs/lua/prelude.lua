@@ -32,6 +32,7 @@ local function bump(kind)
     .. ',"progress":' .. (progress ~= '' and progress or 'null')
     .. ',"failure":' .. (failure ~= '' and failure or 'null') .. '}'
   redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'type', kind, 'data', data)
+  redis.call('PUBLISH', 'modelpress:changed', job)
   return revision
 end
 
@@ -49,12 +50,28 @@ local function end_attempt(now, outcome, reason)
   end
 end
 
+-- Add an end to what `jobs.tally` reads.
+local function tally(now, state, code)
+  -- A record that is brought back was counted when its job ended.
+  if now_ms() - now > 60000 then return end
+  local key = 'modelpress:tally:'
+  redis.call('HINCRBY', key, 'ended|' .. state .. '|' .. code, 1)
+  local started = tonumber(get('started_ms'))
+  if started then
+    local waited = math.max(0, started - tonumber(get('created_ms')))
+    redis.call('HINCRBYFLOAT', key, 'queue_seconds', waited / 1000)
+    redis.call('HINCRBYFLOAT', key, 'run_seconds', math.max(0, now - started) / 1000)
+    redis.call('HINCRBY', key, 'runs', 1)
+  end
+end
+
 -- The only way into a terminal state.
 local function finish(id, now, state, failure, code)
   end_attempt(now, state, code)
   set('state', state, 'failure', failure, 'finished_ms', string.format('%.0f', now), 'lease_until_ms', 0)
   redis.call('ZREM', open, id)
   redis.call('ZREM', queued, id)
+  tally(now, state, code)
   bump(state)
 end
 
@@ -67,11 +84,11 @@ local function finish_with(id, state, failure, code, artifact, finished_ms, cach
   finish(id, ended, state, failure, code)
 end
 
--- Back to the queue, first in line by its age; the reaper rings for it from `check_ms` on.
-local function requeue(id, now, code, check_ms)
+-- Back to the queue, first in line by its age. One that is to wait takes its place from then on.
+local function requeue(id, now, code, check_ms, from_ms)
   end_attempt(now, 'requeued', code)
   set('state', 'queued', 'lease_until_ms', 0, 'progress', '')
   redis.call('ZADD', open, check_ms, id)
-  redis.call('ZADD', queued, get('created_ms'), id)
+  redis.call('ZADD', queued, from_ms or get('created_ms'), id)
   bump('requeued')
 end

@@ -9,6 +9,6 @@ elseif counted == '1' and tonumber(get('attempt')) >= max then
   finish(id, now, 'failed', ARGV[6], ARGV[7])
 else
   if counted == '0' then redis.call('HINCRBY', job, 'attempt', -1) end
-  requeue(id, now, ARGV[7], now + delay)
+  requeue(id, now, ARGV[7], now + delay, delay > 0 and now + delay or nil)
 end
 return get('state')

@@ -22,7 +22,8 @@ if is_full then return { 'full', id } end
 local seconds = math.max(0, math.floor((now_ms() - tonumber(created)) / 1000))
 set('state', 'queued', 'attempt', 0, 'revision', string.format('%.0f', seconds * 1000), 'created_ms', created, unpack(ARGV, 14))
 redis.call('ZADD', open, now_ms() + tonumber(delay), id)
-redis.call('ZADD', queued, created, id)
+-- Not in the future, whatever the service's clock says.
+redis.call('ZADD', queued, math.min(tonumber(created), now_ms()), id)
 redis.call('ZADD', index, 0, id)
 bump('queued')
 if has_ended then

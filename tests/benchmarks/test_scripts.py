@@ -42,6 +42,16 @@ pytestmark = pytest.mark.slow
             {"prediction": ("matrices of 32 MB, bf16",)},
         ),
         (
+            "cancels",
+            ("--size", "64MB", "--rounds", "2"),
+            {"cancels": ("cancel accepted to job ended",)},
+        ),
+        (
+            "strangers",
+            ("--requests", "300"),
+            {"strangers": ("acme", "zeta", "nobody")},
+        ),
+        (
             "engine",
             ("--size", "2M", "--rounds", "1", "--peers"),
             {"engine": ("`cp -r`", "ours, w8a8", "ours, 2:4 + w8a16", "ours, w8a16, as a job")},
@@ -80,6 +90,9 @@ def test_the_page_has_the_markers_of_every_script():
         "memory",
         "resume",
         "prediction",
+        "cancels",
+        "overload",
+        "strangers",
         "chaos",
         "chaos-plain",
         "engine",

@@ -38,10 +38,14 @@ def blobs(tenants):
     return tenants.stores(DEFAULT_TENANT).blobs
 
 
+def quick(settings):
+    return settings.model_copy(update={"queue": QUEUE, "reap_seconds": 0.05})
+
+
 @pytest.fixture
 def reaper(tenants, settings):
     celery = make_celery(settings)
-    reaper = Reaper(tenants, celery, QUEUE, seconds=0.05)
+    reaper = Reaper(tenants, celery, quick(settings))
     yield reaper
     # Where a test failed before it stopped it: it would bring its jobs into the next one's Redis.
     if reaper._thread.is_alive():
@@ -218,18 +222,30 @@ def test_a_job_whose_key_was_used_again_before_it_was_back_comes_back_too(store,
     assert again.job_id == second.id
 
 
-def test_the_thread_looks_at_once_and_stops_when_told(store, blobs, reaper):
+def test_the_thread_looks_at_once_and_stops_when_told(store, blobs, reaper, wait_until):
     job_id = submit(store, blobs, 120_000)
     store.redis.flushdb()
 
     reaper.start()
-    last = "0"
-    while not (events := store.events(job_id, after=last, block_ms=5000)):
-        pass
+    wait_until(lambda: store.events(job_id), "the job to be back")
     reaper.stop()
 
-    assert events[0].type == "queued"
+    assert store.events(job_id)[0].type == "queued"
     assert not reaper._thread.is_alive()
+
+
+def test_a_cancel_of_a_running_job_outlives_redis(store, blobs, reaper):
+    job_id = submit(store, blobs, 120_000)
+    store.claim(job_id, "w")
+    store.cancel(job_id)
+    blobs.note_cancel(job_id)
+    store.redis.flushdb()
+
+    assert reaper.rebuild() == 1
+
+    assert store.get(job_id).state == "cancelled"
+    assert blobs.read_result(job_id).state == "cancelled"
+    assert waiting_rings(store.redis, "test") == 0
 
 
 def test_a_rebuilt_job_ended_when_it_ended(store, blobs, reaper):
@@ -322,7 +338,7 @@ def test_nobody_is_rung_for_while_a_tenant_runs_as_many_jobs_as_it_may(narrow, s
     stores = narrow.stores(DEFAULT_TENANT)
     running, waiting = (submit(stores.jobs, stores.blobs) for _ in range(2))
     stores.jobs.claim(running, "w")
-    reaper = Reaper(narrow, celery, QUEUE, seconds=0.05)
+    reaper = Reaper(narrow, celery, quick(settings))
 
     make_due(stores.jobs, waiting)
     reaper.reap_once()

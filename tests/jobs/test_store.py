@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -6,7 +7,7 @@ from jobs.blobs import now_ms
 from jobs.job import Artifact, ArtifactFile, JobResult, JobSpec, Progress, new_job_id
 from jobs.problems import Problem
 from jobs.recipe import load_recipe
-from jobs.store import JobStore, connect
+from jobs.store import CHANGED, JobStore, connect
 
 RECIPE = load_recipe("steps: [{op: prune, structure: '2:4'}, {op: quantize, scheme: w8a8}]")
 ARTIFACT = Artifact(
@@ -197,22 +198,66 @@ def test_events_tell_the_whole_story_in_order(store):
     ]
     assert [event.data["revision"] for event in events] == [1, 2, 3, 4]
     assert store.events(job_id, after=events[1].id) == events[2:]
-    assert store.events(job_id, after=events[-1].id, block_ms=1) == []
+    assert store.events(job_id, after=events[-1].id) == []
 
 
-def test_a_waiting_reader_is_woken_by_the_next_event(store, redis_url):
+def test_every_change_is_published_by_the_key_of_its_job(store):
+    with store.redis.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe(CHANGED)
+        # What is ignored is given as None too.
+        listener.get_message(timeout=1)
+        job_id = submit(store)
+        token = store.claim(job_id, "w").token
+        store.renew(job_id, token)
+        store.cancel(job_id)
+        store.release(job_id, token, Problem("drained", "stopped"))
+        store.remove(job_id)
+
+        heard = [message["data"] for message in iter(lambda: listener.get_message(timeout=1), None)]
+
+    # A renewal without progress changes nothing that can be seen.
+    assert heard == [store.key(job_id)] * 5
+
+
+def test_a_cancel_shortens_the_lease_to_what_a_living_holder_needs(store):
     job_id = submit(store)
-    seen = []
-    last = store.events(job_id)[-1].id
-    reader = threading.Thread(
-        target=lambda: seen.extend(store.events(job_id, after=last, block_ms=20_000))
-    )
-    reader.start()
+    token = store.claim(job_id, "w").token
 
     store.cancel(job_id)
-    reader.join(timeout=5)
+    seconds = seconds_left(store, job_id)
+    renewal = store.renew(job_id, token)
 
-    assert [event.type for event in seen] == ["cancelled"]
+    assert 0 < seconds <= 2.5
+    assert (renewal.held, renewal.cancel_requested) == (True, True)
+    assert seconds_left(store, job_id) <= seconds
+    assert store.redis.zscore("modelpress:default:open", job_id) / 1000 <= time.time() + seconds
+
+
+def seconds_left(store, job_id):
+    until = int(store.redis.hget(store.key(job_id), "lease_until_ms"))
+    return (until - now_ms()) / 1000
+
+
+def test_a_job_that_is_to_wait_is_not_next_until_its_time(store):
+    job_id, other = submit(store), submit(store)
+    token = store.claim(job_id, "w").token
+
+    store.release(job_id, token, Problem("storage_full", "x"), delay_ms=300)
+
+    assert store.next_to_run() == other
+    store.claim(other, "w")
+    assert store.next_to_run() is None
+    deadline = time.monotonic() + 5
+    while store.next_to_run() != job_id:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_job_of_a_clock_that_is_ahead_is_run_all_the_same(store):
+    spec = make_spec().model_copy(update={"created_ms": now_ms() + 3_600_000})
+    store.submit(spec)
+
+    assert store.next_to_run() == spec.id
 
 
 def test_a_success_keeps_its_artifact(store):

@@ -152,13 +152,19 @@ def make_app(fake: FakeService) -> Flask:  # noqa: C901, PLR0915 - one block a r
             )
         return fake.jobs[fake.keys[key]], 202
 
-    @app.get("/jobs")
-    def jobs() -> Any:
-        wanted = request.args.get("state")
-        found = [job for job in fake.jobs.values() if wanted in (None, job["state"])]
+    def page_of(found: list[Any]) -> Any:
         begin, limit = int(request.args.get("cursor", 0)), int(request.args["limit"])
         following = str(begin + limit) if begin + limit < len(found) else None
         return {"data": found[begin : begin + limit], "next_cursor": following}
+
+    @app.get("/jobs")
+    def jobs() -> Any:
+        wanted = request.args.get("state")
+        return page_of([job for job in fake.jobs.values() if wanted in (None, job["state"])])
+
+    @app.get("/models")
+    def models() -> Any:
+        return page_of([facts(one) for one in sorted(fake.models) if one.startswith("mdl_")])
 
     @app.get("/jobs/<job_id>")
     def job(job_id: str) -> Any:

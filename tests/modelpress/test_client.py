@@ -68,6 +68,19 @@ def test_a_data_set_is_uploaded_under_its_own_kind_of_id(service, client, tmp_pa
     assert dataset.bytes == 2
 
 
+def test_models_walks_over_all_pages(service, client, tmp_path):
+    ids = []
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode())
+        ids.append(client.upload_dataset(tmp_path / name).id.replace("ds_", "mdl_"))
+    service.models.update(dict.fromkeys(ids, b"model"))
+
+    found = [model.id for model in client.models(page_size=2)]
+
+    assert found == sorted(ids)
+    assert len(service.requests("GET", "/models")) == 2
+
+
 def test_jobs_walks_over_all_pages(service, client):
     ids = [service.add_job() for _ in range(5)]
     service.add_job("failed")

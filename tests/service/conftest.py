@@ -48,6 +48,7 @@ def app(settings: Settings) -> Iterator[Flask]:
     app = create_app(settings)
     yield app
     parts: Parts = app.extensions[EXTENSION]
+    parts.room.close()
     parts.tenants.redis.close()
     parts.celery.close()
 
@@ -230,6 +231,15 @@ def live(tmp_path_factory, redis_server: str, wait_until) -> Iterator[Live]:
     Those of other files share its Redis, to which it would bring back what is on its disk.
     """
     service = Live(tmp_path_factory.mktemp("live") / "data", redis_server, wait_until)
+    yield service
+    service.stop()
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory, redis_server: str, wait_until) -> Iterator[Live]:
+    """A service with four threads, that the tests of a file share."""
+    data = tmp_path_factory.mktemp("crowded") / "data"
+    service = Live(data, redis_server, wait_until, SERVICE_THREADS="4", MAX_LONG_POLLS="200")
     yield service
     service.stop()
 

@@ -4,56 +4,16 @@ import json
 import re
 import shutil
 import socket
-import subprocess
 import time
-from pathlib import Path
 
 import httpx
 import pytest
 
+from benchmarks.front import CONFIGURATION, running_front
 from jobs.problems import CATALOGUE
 from jobs.settings import Settings
 
-CONF = Path(__file__).parents[2] / "service" / "front" / "nginx.conf"
-
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
-
-
-class Front:
-    """nginx as it is shipped, but for its addresses and folders."""
-
-    def __init__(self, folder: Path, service_port: int) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        text = CONF.read_text()
-        for shipped, ours in (
-            ("server service:8000;", f"server 127.0.0.1:{service_port};"),
-            ("listen 8080;", f"listen 127.0.0.1:{self.port};"),
-            ("/tmp/", f"{folder}/"),
-            ("/dev/stdout", f"{folder}/access.log"),
-            ("worker_processes auto;", "worker_processes 1; daemon off; master_process on;"),
-        ):
-            assert shipped in text, shipped
-            text = text.replace(shipped, ours)
-        (folder / "nginx.conf").write_text(text)
-        self.log = folder / "access.log"
-        self.errors = (folder / "error.log").open("w")
-        self._process = subprocess.Popen(
-            ["nginx", "-p", folder, "-c", folder / "nginx.conf", "-e", "stderr"], stderr=self.errors
-        )
-
-    def answers(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/livez", timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(timeout=10)
-        self.errors.close()
 
 
 @pytest.fixture
@@ -72,13 +32,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def front(live, folder, wait_until):
-    front = Front(folder, live.port)
-    try:
-        wait_until(front.answers, "nginx to answer")
+def front(live, folder):
+    with running_front(folder, live.port) as front:
         yield front
-    finally:
-        front.stop()
 
 
 def test_a_model_goes_through_and_comes_back(front, checkpoint):
@@ -156,15 +112,12 @@ def test_what_the_front_refuses_is_a_problem_too(front, request_bytes, status, c
     assert json.loads(body)["code"] == code
 
 
-def test_a_service_that_does_not_answer_is_told_as_one_that_may_come_back(folder, wait_until):
+def test_a_service_that_does_not_answer_is_told_as_one_that_may_come_back(folder):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        front = Front(folder, taken.getsockname()[1])
-    try:
-        wait_until(lambda: _answers_anything(front.url), "nginx to answer")
+        unused = taken.getsockname()[1]
+    with running_front(folder, unused) as front:
         answer = httpx.get(f"{front.url}/jobs")
-    finally:
-        front.stop()
 
     assert (answer.status_code, answer.json()["code"]) == (503, "service_unavailable")
     assert answer.headers["Retry-After"] == "5"
@@ -172,7 +125,10 @@ def test_a_service_that_does_not_answer_is_told_as_one_that_may_come_back(folder
 
 
 def test_its_problems_are_those_of_the_catalogue():
-    found = [json.loads(text) for text in re.findall(r"return \d+ '(\{.*\})';", CONF.read_text())]
+    found = [
+        json.loads(text)
+        for text in re.findall(r"return \d+ '(\{.*\})';", CONFIGURATION.read_text())
+    ]
 
     assert len(found) == 5
     for problem in found:
@@ -180,11 +136,3 @@ def test_its_problems_are_those_of_the_catalogue():
         assert (problem["status"], problem["title"]) == (kind.status, kind.title)
         assert problem["retryable"] == kind.retryable
         assert problem["type"] == f"/docs/problems#{problem['code']}"
-
-
-def _answers_anything(url: str) -> bool:
-    try:
-        httpx.get(f"{url}/livez", timeout=5)
-    except httpx.TransportError:
-        return False
-    return True

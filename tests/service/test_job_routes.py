@@ -76,9 +76,7 @@ def test_a_long_poll_answers_at_once_where_the_job_has_ended(client, job_id, fin
 
 
 def test_a_long_poll_without_a_seat_answers_at_once(app, client, job_id):
-    seats = app.extensions["modelpress"].waiters
-    taken = [seats.seat() for _ in range(16)]
-    assert all(seat.__enter__() for seat in taken)
+    app.extensions["modelpress"].room.close()
     started = time.monotonic()
 
     answer = client.get(f"/jobs/{job_id}", headers={"Prefer": "wait=30"})
@@ -86,8 +84,15 @@ def test_a_long_poll_without_a_seat_answers_at_once(app, client, job_id):
     assert answer.status_code == 200
     assert int(answer.headers["Retry-After"]) >= 1
     assert time.monotonic() - started < 2
-    for seat in taken:
-        seat.__exit__(None, None, None)
+
+
+def test_a_cancel_of_a_running_job_is_written_down(client, store, blobs, job_id):
+    store.claim(job_id, "w")
+
+    answer = client.post(f"/jobs/{job_id}/cancel")
+
+    assert (answer.status_code, answer.json["cancel_requested"]) == (202, True)
+    assert blobs.has_cancel(job_id)
 
 
 def test_pages_follow_one_another_to_the_end(client, submit):

@@ -308,11 +308,13 @@ def test_the_same_key_finds_an_equal_job_again(client, blobs, made, recipe):
     assert sorted(blobs.job_ids()) == sorted([made["id"], first.json["id"]])
 
 
-def test_an_equal_job_comes_back_after_a_loss_of_redis(client, app, store, tenants, made, recipe):
+def test_an_equal_job_comes_back_after_a_loss_of_redis(
+    client, app, store, tenants, settings, made, recipe
+):
     job = client.post("/jobs", json={"model": made["model"], "spec": recipe}).json
     store.redis.flushall()
 
-    Reaper(tenants, app.extensions[EXTENSION].celery, "none", 60).rebuild()
+    Reaper(tenants, app.extensions[EXTENSION].celery, settings).rebuild()
 
     assert client.get(f"/jobs/{job['id']}").json == job
     again = client.post("/jobs", json={"model": made["model"], "spec": recipe}).json

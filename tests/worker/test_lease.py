@@ -1,4 +1,5 @@
 import select
+import time
 
 import pytest
 
@@ -36,14 +37,32 @@ def wait(lease):
 
 
 def next_event(store, job_id, after):
-    [event, *_] = store.events(job_id, after=after, block_ms=10_000)
-    return event
+    deadline = time.monotonic() + 10
+    while not (events := store.events(job_id, after=after)):
+        assert time.monotonic() < deadline, "no event came"
+        time.sleep(0.01)
+    return events[0]
 
 
 def test_a_cancel_becomes_the_verdict(store, claimed):
     with hold(store, claimed) as lease:
         assert lease.verdict is None
         store.cancel(claimed[0])
+
+        assert wait(lease) == "cancelled"
+
+
+def test_a_cancel_that_redis_forgot_or_cannot_tell_becomes_the_verdict_too(
+    store, claimed, tmp_path
+):
+    note = tmp_path / "cancel"
+    job_id, token = claimed
+    lease = Lease(
+        store, job_id, token, lease_seconds=30, renew_seconds=0.02, is_cancelled=note.exists
+    )
+    with lease:
+        assert lease.verdict is None
+        note.touch()
 
         assert wait(lease) == "cancelled"
 

@@ -5,8 +5,10 @@ import errno
 import json
 import os
 import pickle
+import platform
 import shutil
 import socket
+import struct
 import textwrap
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 
 from jobs.problems import Problem
 from worker import sandbox as sandbox_module
+from worker import seccomp
 from worker.confinement import Bounds
 from worker.sandbox import Place, Sandbox, find_level
 from worker.template import _be_agent
@@ -129,6 +132,49 @@ def test_an_abstract_socket_of_the_machine_cannot_be_reached(cell):
         )
 
     assert said == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["io_uring_setup", "keyctl", "userfaultfd", "bpf", "perf_event_open", "ptrace", "unshare"],
+)
+def test_calls_that_no_job_needs_are_refused(cell, call):
+    """Not by what the process lacks: the arguments are such that an able one sees another error."""
+    number = seccomp._REFUSED[call][platform.machine() == "aarch64"]
+    said, _ = cell.load(
+        attempt(
+            f"""
+            import ctypes, os
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.syscall({number}, -1, -1, -1, -1, -1) < 0:
+                raise OSError(ctypes.get_errno(), "refused")
+            """
+        )
+    )
+
+    assert said == errno.EPERM
+
+
+@pytest.mark.parametrize("family", ["AF_VSOCK", "AF_ALG", "AF_NETLINK", "AF_PACKET"])
+def test_sockets_of_odd_families_are_refused(cell, family):
+    said, _ = cell.load(
+        attempt(f"import socket; socket.socket(socket.{family}, socket.SOCK_SEQPACKET)")
+    )
+
+    assert said == errno.EPERM
+
+
+def test_the_filter_of_either_processor_jumps_to_its_own_ends():
+    for machine, size in (("x86_64", 33), ("aarch64", 32)):
+        code = seccomp._filter(machine)
+        steps = [struct.unpack_from("=HBBI", code, at) for at in range(0, len(code), 8)]
+
+        assert len(steps) == size
+        for place, (operation, then, otherwise, _) in enumerate(steps[:-2]):
+            targets = {place + 1 + then, place + 1 + otherwise}
+            assert targets <= {place + 1, len(steps) - 2, len(steps) - 1}, operation
+        assert [step[3] for step in steps[-2:]] == [0x00050001, 0x7FFF0000]
+    assert seccomp._filter("riscv64") == b""
 
 
 def test_the_files_of_another_job_cannot_be_seen(cell):

@@ -438,6 +438,7 @@ def test_a_runner_that_talks_nonsense_is_stopped_and_harms_no_later_job(workshop
     job = workshop.store.get(job_id)
     assert (job.state, job.attempts[0].reason) == ("queued", "runner_died")
     assert not gone[0].is_running()
+    workshop.store.cancel(job_id)
     assert workshop.run(workshop.small_model()).state == "succeeded"
 
 
