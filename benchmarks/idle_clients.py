@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any
 
 _BYTE_SECONDS = 1.0
@@ -35,6 +36,7 @@ class IdleClients:
         self._port = port
         self._jobs = itertools.cycle(job_ids)
         self._loop = asyncio.new_event_loop()
+        self._futures: list[Future[None]] = []
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
@@ -51,7 +53,8 @@ class IdleClients:
         self._loop.close()
 
     def _begin(self, live: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        asyncio.run_coroutine_threadsafe(live(), self._loop)
+        # Kept, as asyncio itself holds none of them: whoever waits would be collected as garbage.
+        self._futures.append(asyncio.run_coroutine_threadsafe(live(), self._loop))
 
     def _hang_up(self) -> None:
         for task in asyncio.all_tasks(self._loop):
@@ -70,6 +73,7 @@ class IdleClients:
                     while not ended.done():
                         writer.write(b"a")
                         await asyncio.wait([ended], timeout=_BYTE_SECONDS)
+                    await ended
                 finally:
                     self.open["slow"] -= 1
                     writer.close()

@@ -38,8 +38,19 @@ class Doorbells:
         self._thread.join()
 
     def _serve(self) -> None:
-        self._loop.run_until_complete(asyncio.start_unix_server(self._pass_on, self._path))
+        server = self._loop.run_until_complete(asyncio.start_unix_server(self._pass_on, self._path))
         self._loop.run_forever()
+        server.close()
+        self._loop.run_until_complete(self._hang_up())
+        self._loop.close()
+
+    async def _hang_up(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # Whoever was closed says so in the loop's next round.
+        await asyncio.sleep(0)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
