@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 from redis.exceptions import RedisError
@@ -97,8 +98,8 @@ class Targets:
         for worker in workers:
             for supervisor in children(worker):
                 if supervisor not in self.asleep:
-                    # A template's children are agents, and theirs the runners.
-                    for template in children(supervisor):
+                    # A supervisor's other children hold sandboxes open.
+                    for template in filter(_is_template, children(supervisor)):
                         for agent in children(template):
                             yield from children(agent)
 
@@ -132,3 +133,10 @@ class Targets:
         except RedisError:
             return None
         return job if job and job.state == "running" and job.attempts else None
+
+
+def _is_template(pid: int) -> bool:
+    try:
+        return b"worker.template" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
