@@ -57,7 +57,7 @@ class Parking:
             self._wake(conn, parked)
 
     def _hear(self, conn: Any, client: socket.socket) -> None:  # noqa: ANN401 - as above
-        """See what a client does that is waited for nothing from: most often it goes."""
+        """See what a client does that has nothing to do but wait: most often it hangs up."""
         try:
             is_gone = not client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.slow
         (
             "cancels",
             ("--size", "64MB", "--rounds", "2"),
-            {"cancels": ("cancel accepted to job ended",)},
+            {"cancels": ("cancel accepted to job ended, s: median, p99, max",)},
         ),
         (
             "strangers",
