@@ -108,11 +108,11 @@ class Room:
 
         Returns:
             What a guest calls who leaves early, after which it is not woken; None where the job may
-            have changed since the ticket, or the room closes.
+            have changed since the ticket, and where there is no seat.
         """
         with self._lock:
             changed_at = self._last_change.get(wait.key, 0)
-            if wait.ticket < max(changed_at, self._unknown_until) or self._closing.is_set():
+            if wait.ticket < max(changed_at, self._unknown_until) or not self.has_seat:
                 return None
             guest = _Guest(wait.deadline, next(self._numbers), wait.key, wake)
             self._by_key.setdefault(wait.key, {})[guest.number] = guest

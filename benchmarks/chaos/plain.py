@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from benchmarks.chaos.arguments import read_arguments
 from benchmarks.chaos.plan import Fault, Plan, make_plan
-from benchmarks.chaos.programs import Program, adopt_orphans, living
+from benchmarks.chaos.programs import Program, adopting_orphans, living
 from benchmarks.machine import describe_machine
 from benchmarks.page import publish, table
 from jobs.settings import Settings
@@ -51,9 +51,11 @@ def main() -> None:
     """Run and publish."""
     arguments = read_arguments("The same kills on plain Celery")
     machine = describe_machine("celery", "redis")
-    adopt_orphans()
     plan = make_plan(arguments.seed, arguments.jobs)
-    with tempfile.TemporaryDirectory(prefix="modelpress-plain-", dir="/tmp") as name:
+    with (
+        adopting_orphans(),
+        tempfile.TemporaryDirectory(prefix="modelpress-plain-", dir="/tmp") as name,
+    ):
         tally = run_plain(Path(name), plan, arguments.workers)
     counts = (tally.tasks, tally.stuck, tally.lost, tally.doubled)
     row = ("`acks_late`", *(f"{count:,}" for count in counts))

@@ -104,15 +104,35 @@ class Program:
         return process
 
 
-def adopt_orphans() -> None:
-    """Have what a killed process leaves behind become ours, where it can be seen.
+@contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Have what a killed process leaves behind become ours, where it can be seen, for the block.
 
     The dead among them are buried as init would, or a sandbox would wait for its runner for ever.
+    Meanwhile this process starts others as `Program` only, as their ends would be lost to it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: The kernel refused.
     """
+    _be_subreaper(is_one=True)
+    over = threading.Event()
+    thread = threading.Thread(target=_bury, args=(over,), name="bury", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        _be_subreaper(is_one=False)
+
+
+def _be_subreaper(*, is_one: bool) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, int(is_one), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
-    threading.Thread(target=_bury, name="bury", daemon=True).start()
 
 
 def living(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
@@ -147,9 +167,8 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _bury() -> None:
-    while True:
-        time.sleep(0.05)
+def _bury(over: threading.Event) -> None:
+    while not over.wait(0.05):
         with _starting:
             for pid in children(os.getpid()):
                 if pid not in _started:

@@ -14,7 +14,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from benchmarks.chaos.doorbells import Doorbells
-from benchmarks.chaos.programs import Program, adopt_orphans
+from benchmarks.chaos.programs import Program, adopting_orphans
 from jobs.settings import Settings
 from local.processes import redis_command, worker_command
 
@@ -62,7 +62,12 @@ def running(folder: Path, workers: int, seed: int) -> Iterator[Stack]:
     Yields:
         The stack; its service is ready.
     """
-    adopt_orphans()
+    with adopting_orphans(), _running(folder, workers, seed) as stack:
+        yield stack
+
+
+@contextmanager
+def _running(folder: Path, workers: int, seed: int) -> Iterator[Stack]:
     data, logs = folder / "data", folder / "logs"
     data.mkdir()
     logs.mkdir()
