@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from benchmarks.chaos.programs import children, living
 from benchmarks.machine import describe_machine
-from benchmarks.page import publish, read_arguments, table
+from benchmarks.page import p99, publish, read_arguments, table
 from benchmarks.processes import running_stack
 from modelpress import Client
 
@@ -98,15 +98,14 @@ def cancel(client: Client, model_id: str, after: float, manager: int) -> Cancel:
 
 def describe(cancels: list[Cancel]) -> str:
     """Write the table of the page."""
-    ordered = sorted(one.seconds for one in cancels)
-    p99 = ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]
+    seconds = [one.seconds for one in cancels]
     states = Counter(one.state for one in cancels)
     rows = [
         ("cancelled", f"{states['cancelled']}"),
         ("had succeeded before", f"{states['succeeded']}"),
         (
             "cancel accepted to job ended, s: median, p99, max",
-            f"{statistics.median(ordered):.2f}, {p99:.2f}, {ordered[-1]:.2f}",
+            f"{statistics.median(seconds):.2f}, {p99(seconds):.2f}, {max(seconds):.2f}",
         ),
         (
             f"processes that lived {_GONE_SECONDS:g} s longer",

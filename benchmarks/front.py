@@ -1,16 +1,15 @@
 """The nginx that is shipped in front of the service, as it is but for its addresses and folders."""
 
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.ports import free_port, wait_until_open
+
 CONFIGURATION = Path(__file__).parents[1] / "service" / "front" / "nginx.conf"
-_START_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def running_front(folder: Path, service_port: int) -> Iterator[Front]:
     Raises:
         ValueError: The shipped configuration lacks a line that has to be changed here.
     """
-    port = _free_port()
+    port = free_port()
     text = CONFIGURATION.read_text()
     for shipped, ours in (
         ("server service:8000;", f"server 127.0.0.1:{service_port};"),
@@ -66,26 +65,8 @@ def running_front(folder: Path, service_port: int) -> Iterator[Front]:
         command = [str(program), "-p", folder, "-c", folder / "nginx.conf", "-e", "stderr"]
         process = subprocess.Popen(command, stderr=errors)
         try:
-            _wait_for(port)
+            wait_until_open(port)
             yield front
         finally:
             process.terminate()
             process.wait(timeout=10)
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

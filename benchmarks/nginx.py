@@ -2,9 +2,7 @@
 
 import getpass
 import os
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.machine import find_program
+from benchmarks.ports import free_port, wait_until_open
 
 _CONFIGURATION = """
 {user}
@@ -73,8 +72,7 @@ def running_nginx(folder: Path) -> Iterator[Nginx | None]:
         return
     root = folder / "root"
     root.mkdir(parents=True)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     # Started by root it would become another user, who cannot read a private temporary folder.
     user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
     configuration = folder / "nginx.conf"
@@ -90,22 +88,9 @@ def running_nginx(folder: Path) -> Iterator[Nginx | None]:
     ]
     master = subprocess.Popen(command)
     try:
-        _wait_for(port)
+        wait_until_open(port)
         process = psutil.Process(master.pid)
         yield Nginx(f"http://127.0.0.1:{port}", root, [process, *process.children()])
     finally:
         master.terminate()
         master.wait()
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return

@@ -25,7 +25,7 @@ from safetensors.numpy import save
 from benchmarks.front import running_front
 from benchmarks.idle_clients import IdleClients
 from benchmarks.machine import describe_machine, describe_program
-from benchmarks.page import publish, read_arguments, table
+from benchmarks.page import p99, publish, read_arguments, table
 from benchmarks.processes import peak_bytes
 from jobs.settings import Settings
 from local.processes import redis_command
@@ -216,9 +216,9 @@ def _is_ready(url: str) -> bool:
 
 
 def _figures(seconds: list[float]) -> str:
-    ordered = sorted(1000 * one for one in seconds)
-    p99 = ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]
-    return f"{statistics.median(ordered):.1f}, {p99:.1f}, {ordered[-1]:.1f}"
+    milliseconds = [1000 * one for one in seconds]
+    middle, most = statistics.median(milliseconds), max(milliseconds)
+    return f"{middle:.1f}, {p99(milliseconds):.1f}, {most:.1f}"
 
 
 if __name__ == "__main__":

@@ -42,6 +42,12 @@ def spread(values: Iterable[float], digits: int = 0) -> str:
     return f"{median} ({ordered[0]:,.{digits}f}..{ordered[-1]:,.{digits}f})"
 
 
+def p99(values: Iterable[float]) -> float:
+    """Give what 99 of 100 values are not above; of few values the largest."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Write a Markdown table: text in the first column, numbers in the others.
 

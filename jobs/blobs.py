@@ -94,9 +94,10 @@ class BlobStore:
             # rename() onto a full folder fails, so the first of two equal uploads wins.
             staged.rename(target)
         except OSError:
-            if not self.touch(store, digest):
-                raise
-            return False
+            if self.touch(store, digest):
+                return False
+            # It is the disk that refuses, or what was in the way has just been removed.
+            staged.rename(target)
         fsync(target.parent)
         return True
 

@@ -1,12 +1,11 @@
 """The supervisor: takes a job, has a runner do it and another one verify it, and publishes it.
 
-Trusted, and with `worker.endings` the only part of the worker that holds Redis.
+Trusted. It, `worker.endings` and `worker.announcements` are the only parts of the worker that hold
+Redis.
 """
 
-import contextlib
 import os
 import socket
-import threading
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,25 +20,24 @@ from jobs.equal_jobs import answer, deciding_parts, link_or_copy
 from jobs.gate import check as check_gate
 from jobs.gate import check_memory
 from jobs.job import Artifact, Job, JobResult
-from jobs.levels import publish_levels, read_levels
+from jobs.levels import read_levels
 from jobs.problems import Problem
 from jobs.queue import ring
 from jobs.reaper import publish_end
 from jobs.recipe import ENGINE_VERSION, Budget
 from jobs.report import Report
 from jobs.settings import Settings
-from jobs.tally import add_report
 from jobs.tenants import Stores, Tenants
 from planning.forecast import check_budget
 from planning.memory_model import levels_of
-from planning.working_set import MOST_THREADS
+from worker.announcements import Announcements
 from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
 from worker.collect import measuring, read_report, read_verification, seal_artifact
 from worker.endings import Endings
 from worker.lease import Lease
 from worker.runner import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME, Order
-from worker.runner_process import Runner, TemplateDiedError
+from worker.runner_process import Runner
 from worker.runners import Runners, most_written_bytes
 
 _log = structlog.get_logger(__name__)
@@ -94,31 +92,12 @@ class Supervisor:
         self.runners = Runners(device, settings.sandbox, settings.data_dir.resolve())
         self._checksums = Checksums(lambda: (stores.blobs for stores in tenants.every()))
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        threading.Thread(target=self._announce, name="announce", daemon=True).start()
+        self._announcements = Announcements(tenants.redis, self.runners)
 
     def stop(self) -> None:
         """End the template and finish what is being hashed."""
         self.runners.stop()
         self._checksums.stop()
-
-    def _announce(self) -> None:
-        """Tell the service what it needs to know to plan."""
-        threads = min(len(os.sched_getaffinity(0)), MOST_THREADS)
-        with contextlib.suppress(TemplateDiedError):
-            levels = {
-                "idle_bytes": self.runners.idle_bytes(),
-                "threads": threads,
-                "has_device": int(self.runners.device == "cuda"),
-                "has_sandbox": int(self.runners.level != "none"),
-            }
-            self._publish_levels(levels)
-
-    def _publish_levels(self, levels: dict[str, int]) -> None:
-        # Plans are worse without them, and nothing else is.
-        try:
-            publish_levels(self._tenants.redis, levels)
-        except RedisError as error:
-            _log.warning("levels_not_published", error=str(error))
 
     def run(self, tenant: str, job_id: str) -> None:
         """Do the tenant's job that has waited longest; without one, look at the one named.
@@ -283,8 +262,7 @@ class Supervisor:
     def _deliver(self, held: _Held, work: Path, artifact: Artifact, report: Report) -> None:
         job, blobs = held.job, held.stores.blobs
         blobs.write_report(job.id, report.model_dump(mode="json"))
-        if report.memory.inspection_peak_bytes:
-            self._publish_levels({"inspection_bytes": report.memory.inspection_peak_bytes})
+        self._announcements.tell_inspection(report)
         check_memory(report)
         check_gate(report, job.recipe.gate)
         name = f"artifact-{held.token}"
@@ -299,14 +277,7 @@ class Supervisor:
             finished_ms=now_ms(),
         )
         self._endings(held).publish(job, held.token, result)
-        self._add_report(report)
-
-    def _add_report(self, report: Report) -> None:
-        # The sums are worse without it, and the job is not.
-        try:
-            add_report(self._tenants.redis, report)
-        except RedisError as error:
-            _log.warning("report_not_added", error=str(error))
+        self._announcements.add(report)
 
 
 def _require_lease(held: _Held) -> None:

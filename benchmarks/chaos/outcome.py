@@ -12,7 +12,7 @@ from benchmarks.chaos.plan import DOORBELL_SHARE, Plan
 from benchmarks.chaos.recoveries import recovery_seconds
 from benchmarks.chaos.stack import LEASE_SECONDS, Stack
 from benchmarks.chaos.verdict import Verdict
-from benchmarks.page import table
+from benchmarks.page import p99, table
 
 #: Until another worker has a killed one's job, which cannot be before its lease has run out.
 RECOVERY_SECONDS = 40.0
@@ -66,8 +66,10 @@ def complaints(outcome: Outcome) -> list[str]:
         ("killed workers' jobs waited", _recoveries(outcome), RECOVERY_SECONDS),
         ("cancels took", ledger.cancel_seconds, CANCEL_SECONDS),
     ):
-        if taken and (p99 := _p99(taken)) > most:
-            found.append(f"{what} {p99:.1f} s (p99 of {len(taken)}); at most {most:g} s is the aim")
+        if taken and (found_p99 := p99(taken)) > most:
+            found.append(
+                f"{what} {found_p99:.1f} s (p99 of {len(taken)}); at most {most:g} s is the aim"
+            )
     return found
 
 
@@ -140,9 +142,4 @@ def _recoveries(outcome: Outcome) -> list[float]:
 def _pair(seconds: Sequence[float]) -> str:
     if not seconds:
         return "none"
-    return f"{statistics.median(seconds):.2f}, {_p99(seconds):.2f} ({len(seconds)})"
-
-
-def _p99(seconds: Sequence[float]) -> float:
-    ordered = sorted(seconds)
-    return ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]
+    return f"{statistics.median(seconds):.2f}, {p99(seconds):.2f} ({len(seconds)})"

@@ -1,7 +1,6 @@
 """Everything that a run needs: Redis, the service, workers, and what is between them."""
 
 import contextlib
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from redis.exceptions import RedisError
 
 from benchmarks.chaos.doorbells import Doorbells
 from benchmarks.chaos.programs import Program, adopting_orphans
+from benchmarks.ports import free_port
 from jobs.settings import Settings
 from local.processes import redis_command, worker_command
 
@@ -74,7 +74,7 @@ def _running(folder: Path, workers: int, seed: int) -> Iterator[Stack]:
     settings = Settings(data_dir=data)
     redis = Program("redis", redis_command(settings, folder / "redis"), {}, logs)
     doorbells = Doorbells(folder / "bells.sock", settings.redis_socket, _QUEUE, seed)
-    port = _free_port()
+    port = free_port()
     shared = {
         "DATA_DIR": str(data),
         "PORT": str(port),
@@ -122,8 +122,3 @@ def wait_until_ready(stack: Stack) -> None:
                     return
         time.sleep(0.1)
     raise TimeoutError(f"the stack was not ready within {_START_SECONDS} s")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

@@ -126,3 +126,18 @@ def test_a_full_disk_leaves_nothing_of_what_could_not_be_written(blobs, job_id, 
         blobs.publish_result(JobResult(id=job_id, state="failed", attempt=1, finished_ms=1))
 
     assert sorted(blobs.root.rglob("*")) == before
+
+
+def test_an_upload_whose_equal_is_removed_at_that_moment_takes_its_place(blobs, monkeypatch):
+    with blobs.stage() as staged:
+        blobs.publish("models", "ab" * 32, staged, {"number": 1})
+
+    def remove(store, digest):
+        blobs.remove(store, digest)
+        return False
+
+    monkeypatch.setattr(blobs, "touch", remove)
+    with blobs.stage() as staged:
+        assert blobs.publish("models", "ab" * 32, staged, {"number": 2})
+
+    assert blobs.meta("models", "ab" * 32) == {"number": 2}

@@ -1,30 +1,16 @@
 """The service against its own contract: requests made from openapi.yaml, answers checked by it."""
 
-from pathlib import Path
-
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
-CHECKS = [
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-]
+from benchmarks.strangers import CHECKS, CONTRACT
+
 SLOW_FIXTURES = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
 # The committed contract; that it is the one in force is test_openapi's business.
-schema = schemathesis.openapi.from_path(Path(__file__).parents[2] / "openapi.yaml")
+schema = schemathesis.openapi.from_path(CONTRACT)
 
 
 def call(case, locked_live):

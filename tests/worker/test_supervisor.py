@@ -101,9 +101,9 @@ def test_what_plans_would_like_to_know_fails_no_job(workshop, monkeypatch):
     def refuse(*_):
         raise RedisConnectionError("Connection refused")
 
-    monkeypatch.setattr("worker.supervisor.publish_levels", refuse)
+    monkeypatch.setattr("worker.announcements.add_report", refuse)
+    monkeypatch.setattr("worker.announcements.publish_levels", refuse)
 
-    workshop.supervisor._publish_levels({"inspection_bytes": 1})
     assert workshop.run(workshop.small_model()).state == "succeeded"
 
 
