@@ -69,7 +69,8 @@ def write_configuration(settings: Settings) -> Path:
 
 def _programs(settings: Settings, folder: Path) -> list[tuple[str, int, int, list[str]]]:
     programs = [
-        ("service", 20, 15, [sys.executable, "-m", "service"]),
+        # Longer than the service takes to answer what it has accepted.
+        ("service", 20, 35, [sys.executable, "-m", "service"]),
         ("worker", 30, 20, worker_command()),
     ]
     if not settings.redis_url:

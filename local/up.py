@@ -20,7 +20,7 @@ from local.processes import write_configuration
 
 START_SECONDS = 60
 #: Programs whose `make up` was killed are being stopped; this is longer than any of them takes.
-END_SECONDS = 60
+END_SECONDS = 90
 
 
 class AlreadyRunningError(Exception):

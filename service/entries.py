@@ -7,6 +7,8 @@ from pathlib import Path
 from jobs.problems import Problem
 
 MAX_ENTRIES = 4096
+#: Making a file costs more than reading its entry, and no checkpoint has as many.
+_MAX_FILES = 1024
 _MAX_PATH_BYTES = 512
 _MAX_DEPTH = 8
 
@@ -113,6 +115,12 @@ class Entries:
         if self._bytes > self.max_bytes:
             raise Problem(
                 "too_large", f"The files in the archive have more than {self.max_bytes} bytes."
+            )
+        if len(self._kept) == _MAX_FILES:
+            raise Problem(
+                "unsafe_archive",
+                f"More than {_MAX_FILES} files of the archive would be stored. A checkpoint has a "
+                "few dozen; leave out what does not belong to it.",
             )
         self._kept.append(path)
         target = self._folder / path

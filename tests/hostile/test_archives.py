@@ -95,7 +95,11 @@ TARS = {
     "a file as a folder": (tarred((NAME, MODEL, {}), (f"{NAME}/x", b"", {})), "unsafe_archive"),
     "nine levels": (tar_named("/".join("abcdefghi")), "unsafe_archive"),
     "five thousand entries": (
-        tarred(*((f"{i}.txt", b"", {}) for i in range(5000))),
+        tarred(*((f"{i}.bak", b"", {}) for i in range(5000))),
+        "unsafe_archive",
+    ),
+    "two thousand files": (
+        tarred(*((f"{i}.txt", b"", {}) for i in range(2000))),
         "unsafe_archive",
     ),
     "a long name without end": (with_longname(32 * 2**20) + bytes(16 * 2**20), "unsafe_archive"),
@@ -190,7 +194,11 @@ ZIPS = {
     ),
     "empty": (zipped(), "invalid_checkpoint"),
     "five thousand entries": (
-        zipped(*((f"{i}.txt", b"") for i in range(5000))),
+        zipped(*((f"{i}.bak", b"") for i in range(5000))),
+        "unsafe_archive",
+    ),
+    "two thousand files": (
+        zipped(*((f"{i}.txt", b"") for i in range(2000))),
         "unsafe_archive",
     ),
     "no model": (zipped(("config.json", b"{}")), "invalid_checkpoint"),
