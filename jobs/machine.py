@@ -4,7 +4,7 @@ from typing import cast
 
 from redis import Redis
 
-from jobs.store import now_ms_of
+from jobs.clock import LONGEST_PAUSE_MS, now_ms_of
 
 _WORKERS = "modelpress:workers"
 _KNOWN = "modelpress:known"
@@ -19,7 +19,10 @@ def announce(redis: Redis, worker: str, seconds: float) -> None:
 
 def workers(redis: Redis) -> list[str]:
     """Give the workers that live."""
-    return cast("list[str]", redis.zrange(_WORKERS, str(now_ms_of(redis)), "+inf", byscore=True))
+    now = now_ms_of(redis)
+    return cast(
+        "list[str]", redis.zrange(_WORKERS, str(now), str(now + LONGEST_PAUSE_MS), byscore=True)
+    )
 
 
 def is_new(redis: Redis) -> bool:

@@ -123,7 +123,7 @@ class Reaper:
         result = stores.blobs.read_result(job_id)
         if spec is None:
             return False
-        if result is None and now_ms() - spec.created_ms < _SETTLE_MS:
+        if result is None and abs(now_ms() - spec.created_ms) < _SETTLE_MS:
             self._has_young = True
             return False
         submitted = stores.jobs.submit(

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from redis import Redis
 from redis.commands.core import Script
 
+from jobs.clock import LONGEST_PAUSE_MS, now_ms_of
 from jobs.job import Job, JobResult, JobSpec, JobState, Progress
 from jobs.problems import Problem
 from jobs.records import Claim, Event, Renewal, Submitted, end_arguments, job_from_fields
@@ -218,7 +219,10 @@ class JobStore:
             What was found or done. `queued` and `requeued` want a ring.
         """
         failure = _failure("worker_lost", f"The worker was lost {self._max_attempts} times.")
-        answer = self._run("reap", job_id, recheck_ms, self._max_attempts, *failure)
+        answer = self._run(
+            "reap", job_id, recheck_ms, self._max_attempts, *failure, self._lease_ms,
+            LONGEST_PAUSE_MS,
+        )  # fmt: skip
         return cast(
             "Literal['closed', 'queued', 'held', 'cancelled', 'failed', 'requeued']", answer
         )
@@ -276,12 +280,18 @@ class JobStore:
         return jobs, None
 
     def due(self, limit: int = 100) -> list[str]:
-        """Give open jobs whose check is due, the most overdue first."""
+        """Give open jobs whose check is due, the most overdue first.
+
+        Before them come those whose check lies further ahead than any is put off: the clock was set
+        back, and they are not to wait until it is as late again.
+        """
         now = now_ms_of(self.redis)
-        return cast(
-            "list[str]",
-            self.redis.zrange(self._open, "-inf", str(now), byscore=True, offset=0, num=limit),
-        )
+        too_far = now + max(self._lease_ms, LONGEST_PAUSE_MS)
+        pipe = self.redis.pipeline(transaction=False)
+        for first, last in ((f"({too_far}", "+inf"), ("-inf", str(now))):
+            pipe.zrange(self._open, first, last, byscore=True, offset=0, num=limit)
+        stranded, overdue = pipe.execute()
+        return [*stranded, *overdue][:limit]
 
     def open_ids(self) -> list[str]:
         """Give every job that has not ended."""
@@ -378,12 +388,6 @@ def connect(url: str) -> Redis:
         socket_timeout=70,
         health_check_interval=25,
     )
-
-
-def now_ms_of(redis: Redis) -> int:
-    """Give Redis's own clock in milliseconds, which every lease goes by."""
-    seconds, microseconds = redis.time()
-    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def _read_lua(name: str) -> str:

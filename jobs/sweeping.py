@@ -10,8 +10,8 @@ from jobs.blobs import BlobStore
 from jobs.durable_files import remove_tree
 from jobs.equal_jobs import forget_removed
 
-#: Nothing is half-way for this long: what still is was left behind.
-_DRAFT_SECONDS = 3600
+#: Nothing is half-way for this long, even where a clock is set an hour wrong: it was left behind.
+_DRAFT_SECONDS = 86_400
 
 
 def sweep(blobs: BlobStore) -> list[str]:

@@ -13,8 +13,8 @@ from prometheus_client.core import (
 )
 from redis.exceptions import RedisError
 
+from jobs.clock import now_ms_of
 from jobs.machine import workers
-from jobs.store import now_ms_of
 from jobs.tally import PEAK_BOUNDS_BYTES, Tally, read_tally
 from jobs.tenants import Tenants
 

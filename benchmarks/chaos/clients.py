@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 from blake3 import blake3
 
+from benchmarks.chaos.clock import undo
 from benchmarks.chaos.ledger import Ledger
 from benchmarks.chaos.materials import MODELS, RECIPES, Materials
 from benchmarks.chaos.plan import Plan, Wish
@@ -106,7 +107,7 @@ class Crowd:
         job = self._wait(client, job.id)
         if wish.cancel_after is not None:
             ended = datetime.fromisoformat(job.raw["finished_at"]).timestamp()
-            self._ledger.cancel_seconds.append(max(0.0, ended - accepted))
+            self._ledger.cancel_seconds.append(max(0.0, undo(ended, accepted) - accepted))
             self._ledger.cancel_known_seconds.append(time.time() - asked)
         if job.state == "succeeded":
             self._download(client, job, model, wish)

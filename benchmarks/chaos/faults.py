@@ -65,7 +65,9 @@ class Faults:
             "zombie": self._put_to_sleep,
             "service": self._kill_service,
             "submit": self._kill_service,
+            "clock": self._set_clock,
         }
+        self._hours = 0
 
     def start(self) -> None:
         """Begin."""
@@ -159,6 +161,12 @@ class Faults:
         except psutil.NoSuchProcess:
             print(f"{supervisor} was killed in its sleep", flush=True)
         self._targets.asleep.discard(supervisor.pid)
+
+    def _set_clock(self, fault: Fault) -> None:
+        others = [hours for hours in (-1, 0, 1) if hours != self._hours]
+        self._hours = others[int(fault.choice * len(others))]
+        self.stack.clock.set(self._hours)
+        self._note(fault)
 
     def _kill_service(self, fault: Fault) -> None:
         deadline = time.monotonic() + _AIM_SECONDS

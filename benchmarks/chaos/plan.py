@@ -8,7 +8,7 @@ from benchmarks.chaos.materials import MODELS, RECIPES
 
 FaultKind = Literal[
     "runner", "worker", "supervisor", "template",
-    "redis", "wipe", "loss", "zombie", "service", "submit",
+    "redis", "wipe", "loss", "zombie", "service", "submit", "clock",
 ]  # fmt: skip
 
 #: How often each happens in 2,000 jobs. The first four are SIGKILLs of what works on a job.
@@ -23,6 +23,7 @@ FAULTS: dict[FaultKind, int] = {
     "zombie": 20,
     "service": 12,
     "submit": 8,
+    "clock": 20,
 }
 _FULL_LENGTH = 2000
 #: Work that is done again from its start: most jobs, as equal ones would be answered at once.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from benchmarks.chaos.clock import undo
 from benchmarks.chaos.ledger import End
 from benchmarks.chaos.plan import FaultKind
 
@@ -43,16 +44,17 @@ def recovery_seconds(
     claims = _claims(logs)
     seconds = []
     for hit in hits:
-        moments = [at for at in claims[hit.job_id] if at > hit.at]
+        moments = [at for at in (undo(at, hit.at) for at in claims[hit.job_id]) if at > hit.at]
         if hit.job_id in ends:
-            moments.append(datetime.fromisoformat(ends[hit.job_id].finished_at).timestamp())
+            ended = datetime.fromisoformat(ends[hit.job_id].finished_at).timestamp()
+            moments.append(undo(ended, hit.at))
         if moments and min(moments) > hit.at:
             seconds.append(min(moments) - hit.at)
     return seconds
 
 
 def _claims(logs: Iterable[Path]) -> dict[str, list[float]]:
-    """Give when each job was claimed, in seconds since the epoch."""
+    """Give when each job was claimed, in seconds since the epoch by the workers' clocks."""
     found: dict[str, list[float]] = defaultdict(list)
     for log in logs:
         for line in log.read_text(errors="replace").splitlines():

@@ -12,6 +12,7 @@ import httpx
 from redis import Redis
 from redis.exceptions import RedisError
 
+from benchmarks.chaos.clock import Clock
 from benchmarks.chaos.doorbells import Doorbells
 from benchmarks.chaos.programs import Program, adopting_orphans
 from benchmarks.ports import free_port
@@ -36,6 +37,7 @@ class Stack:
         service: The service's.
         workers: The workers'.
         doorbells: What is between service and Redis.
+        clock: What time it is for all of them.
         logs: The folder of all logs.
     """
 
@@ -47,6 +49,7 @@ class Stack:
     service: Program
     workers: tuple[Program, ...]
     doorbells: Doorbells
+    clock: Clock
     logs: Path
 
 
@@ -72,10 +75,11 @@ def _running(folder: Path, workers: int, seed: int) -> Iterator[Stack]:
     data.mkdir()
     logs.mkdir()
     settings = Settings(data_dir=data)
-    redis = Program("redis", redis_command(settings, folder / "redis"), {}, logs)
+    clock = Clock(folder)
+    redis = Program("redis", redis_command(settings, folder / "redis"), clock.environment, logs)
     doorbells = Doorbells(folder / "bells.sock", settings.redis_socket, _QUEUE, seed)
     port = free_port()
-    shared = {
+    shared = clock.environment | {
         "DATA_DIR": str(data),
         "PORT": str(port),
         "QUEUE": _QUEUE,
@@ -100,6 +104,7 @@ def _running(folder: Path, workers: int, seed: int) -> Iterator[Stack]:
             for number in range(1, workers + 1)
         ),
         doorbells=doorbells,
+        clock=clock,
         logs=logs,
     )
     try:
@@ -109,6 +114,7 @@ def _running(folder: Path, workers: int, seed: int) -> Iterator[Stack]:
         for program in (*stack.workers, stack.service, stack.redis):
             program.stop()
         stack.doorbells.stop()
+        clock.clean()
 
 
 def wait_until_ready(stack: Stack) -> None:

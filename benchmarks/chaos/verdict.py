@@ -24,7 +24,7 @@ from modelpress.values import Job
 _SETTLE_SECONDS = 150.0
 _LOOK_SECONDS = 0.5
 _LAST_SECONDS = 10.0
-_AGED_SECONDS = 7200
+_AGED_SECONDS = 2 * 86_400
 _OWN_FILES = frozenset({"spec.json", RESULT_NAME, "report.json", SHA256_NAME, CANCEL_NAME})
 _BACKOFF = Backoff(attempts=20, first_seconds=0.2, cap_seconds=2.0)
 
@@ -76,7 +76,7 @@ def judge_jobs(stack: Stack, ledger: Ledger, verdict: Verdict) -> None:
 
 
 def judge_disk(data: Path, verdict: Verdict) -> None:
-    """Sweep the data folder as if a day had passed, and see what is left that nobody owns.
+    """Sweep the data folder as if two days had passed, and see what is left that nobody owns.
 
     Args:
         data: The data folder; nothing runs on it any more.

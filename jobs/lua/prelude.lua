@@ -89,6 +89,6 @@ local function requeue(id, now, code, check_ms, from_ms)
   end_attempt(now, 'requeued', code)
   set('state', 'queued', 'lease_until_ms', 0, 'progress', '')
   redis.call('ZADD', open, check_ms, id)
-  redis.call('ZADD', queued, from_ms or get('created_ms'), id)
+  redis.call('ZADD', queued, from_ms or math.min(tonumber(get('created_ms')), now), id)
   bump('requeued')
 end

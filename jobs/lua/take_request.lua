@@ -6,7 +6,9 @@ local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local known = redis.call('HMGET', KEYS[1], 'left', 'at_us')
 local left = most
-if known[1] then left = math.min(most, known[1] + (now_us - known[2]) * most / window_us) end
+-- The clock may have been set back.
+local passed_us = known[1] and math.max(0, now_us - known[2])
+if known[1] then left = math.min(most, known[1] + passed_us * most / window_us) end
 local is_taken = left >= 1
 if is_taken then left = left - 1 end
 redis.call('HSET', KEYS[1], 'left', string.format('%.6f', left), 'at_us', string.format('%.0f', now_us))
