@@ -59,6 +59,10 @@ def loaders_of(targets: list[Target], output_format: str, *, has_config: bool) -
 
 
 def _vllm(quantized: list[Target], scheme: str) -> Loader:
+    if any(target.is_embedding for target in quantized):
+        return Loader(
+            ok=False, note="It has no int8 embeddings; leave `embeddings` out of the quantize step."
+        )
     if scheme == "w8a8":
         return Loader(
             ok=True,

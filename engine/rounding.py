@@ -14,8 +14,8 @@ from engine.rankings import MAGNITUDE
 from engine.workbench import Workbench
 from planning.working_set import RUN, written_row_bytes
 
-#: An int32 holds four values, each as value + 128: the sign bit turned over.
-_FLIP = {"w8a16": 0x80, "w8a8": 0}
+#: A packed int32 holds four values, each as value + 128: the sign bit turned over.
+_FLIP = 0x80
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def round_chunk(
     target, extent, chunk = look.target, look.extent, look.chunk
     kind = float_kernels.KINDS[target.matrix.tensor.dtype]
     mask = MAGNITUDE[target.itemsize]
-    flip = _FLIP[target.scheme or ""]
+    flip = _FLIP if target.is_packed else 0
     is_full = chunk.width == extent.file_columns
     row_bytes = written_row_bytes(target, chunk.width) if is_full else chunk.width
     rounded = bench.take("rounded", (chunk.rows, row_bytes), np.uint8)

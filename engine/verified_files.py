@@ -21,6 +21,7 @@ from planning.texts import loader_text
 _CONFIG = "config.json"
 _LOADER = "load.py"
 _FORMATS = {"w8a16": "pack-quantized", "w8a8": "int-quantized"}
+_NUMBER = {"num_bits": 8, "type": "int", "symmetric": True}
 #: Of a copied file that is longer than all pieces together, only so many are compared.
 _PIECE_BYTES = 64 * 1024
 _MOST_PIECES = 256
@@ -129,7 +130,11 @@ def _check_config(
         if found is not None:
             raise Problem("invalid_artifact", f"{_CONFIG} has a quantization_config.")
         return
-    difference = _difference(found, _quantization(step), "quantization_config")
+    names = _groups_of(found)
+    meant = _groups_meant(names, quantized, step)
+    difference = _difference(found, _quantization(step, meant), "quantization_config")
+    if difference is None and names != meant:
+        difference = f"config_groups are {sorted(names)}, not {sorted(meant)}"
     if difference is not None:
         raise Problem("invalid_artifact", f"{_CONFIG}: {difference}.")
     for form in quantized:
@@ -137,30 +142,60 @@ def _check_config(
             raise wrong(form.source.name, f"is int8, and {_CONFIG} says that it stays float")
 
 
-def _quantization(step: QuantizeStep) -> dict[str, Any]:
+def _groups_of(found: object) -> set[str]:
+    groups = found.get("config_groups") if isinstance(found, dict) else None
+    return set(groups) if isinstance(groups, dict) else set()
+
+
+def _groups_meant(found: set[str], quantized: Sequence[Form], step: QuantizeStep) -> set[str]:
+    """Give the names of the groups that there must be."""
+    if step.scheme == "w8a16":
+        return {"group_1" if form.is_row_wise(step) else "group_0" for form in quantized}
+    # Int8 tensors of this scheme look alike: the config alone says which of them are embeddings.
+    return found & {"group_0", "group_1"} or {"group_0"} if step.embeddings else {"group_0"}
+
+
+def _quantization(step: QuantizeStep, names: set[str]) -> dict[str, Any]:
     """Give the members by which compressed-tensors knows what the int8 tensors mean."""
-    number = {"num_bits": 8, "type": "int", "symmetric": True}
-    is_grouped = step.group_size is not None
+    groups = {
+        name: group
+        for name, group in (("group_0", _linears(step)), ("group_1", _embeddings()))
+        if name in names
+    }
+    formats = {group["format"] for group in groups.values()}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+    }
+
+
+def _linears(step: QuantizeStep) -> dict[str, Any]:
+    activations = {**_NUMBER, "dynamic": True, "strategy": "token"}
     weights = {
-        **number,
+        **_NUMBER,
         "dynamic": False,
         "actorder": None,
-        "strategy": "group" if is_grouped else "channel",
+        "strategy": "channel" if step.group_size is None else "group",
         "group_size": step.group_size,
     }
-    activations = {**number, "dynamic": True, "strategy": "token"}
-    group = {
+    return {
         "format": _FORMATS[step.scheme],
         "targets": ["Linear"],
         "weights": weights,
         "input_activations": activations if step.scheme == "w8a8" else None,
         "output_activations": None,
     }
+
+
+def _embeddings() -> dict[str, Any]:
     return {
-        "quant_method": "compressed-tensors",
-        "format": _FORMATS[step.scheme],
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
+        "format": "int-quantized",
+        "targets": ["Embedding"],
+        "weights": {**_NUMBER, "dynamic": False, "strategy": "channel", "group_size": None},
+        "input_activations": None,
+        "output_activations": None,
     }
 
 

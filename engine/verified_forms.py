@@ -62,6 +62,10 @@ class Form:
         """How many bytes a row of `weight` takes."""
         return self.weight.nbytes // self.rows
 
+    def is_row_wise(self, step: QuantizeStep) -> bool:
+        """Whether only an embedding can have become this: int8 where other weights are packed."""
+        return step.scheme == "w8a16" and self.shape is None
+
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The tensors of the artifact that it became."""
@@ -167,7 +171,7 @@ def _check_quantized(form: Form, step: QuantizeStep | None) -> None:
     source, weight, scale = form.source, form.weight, form.scale
     if scale is None:
         return
-    if step is None or step.scheme != ("w8a8" if form.shape is None else "w8a16"):
+    if step is None or not _is_form_of(form, step):
         raise wrong(source.name, "is quantized otherwise than the recipe says")
     if source.dtype not in WEIGHT_DTYPES or len(source.shape) < 2:
         raise wrong(source.name, f"is no weight, but {source.dtype} of {list(source.shape)}")
@@ -182,8 +186,16 @@ def _check_quantized(form: Form, step: QuantizeStep | None) -> None:
         raise wrong(source.name, f"is {weight.dtype} of {list(weight.shape)}, not {list(expected)}")
 
 
+def _is_form_of(form: Form, step: QuantizeStep) -> bool:
+    if form.shape is not None:
+        return step.scheme == "w8a16"
+    return step.scheme == "w8a8" or step.embeddings
+
+
 def _scale_shapes(form: Form, step: QuantizeStep) -> set[tuple[int, ...]]:
     shape = form.source.shape
+    if form.is_row_wise(step):
+        return {(shape[0], 1)}
     if step.group_size is not None:
         groups, rest = divmod(form.columns, step.group_size)
         return set() if rest else {(shape[0], groups)}

@@ -119,6 +119,11 @@ class QuantizeStep(_Strict):
         description="How many consecutive inputs of a channel share a scale, such as 128; `w8a16` "
         "only. Default: all of them. Weights whose inputs it does not divide stay float.",
     )
+    embeddings: bool = Field(
+        False,
+        description="Round embeddings too, one scale per row; tied ones stay float. transformers "
+        "and load.py open the artifact, vLLM does not.",
+    )
     target_bytes: ByteSize | None = Field(
         None,
         gt=0,
@@ -136,7 +141,7 @@ class QuantizeStep(_Strict):
         min_length=1,
         max_length=1000,
         description="fnmatch patterns on module names. Default: every Linear and Conv but the "
-        "output head.",
+        "output head, and with `embeddings` every embedding.",
     )
     exclude: tuple[Pattern, ...] = Field(
         (), max_length=1000, description="fnmatch patterns on module names, applied last."

@@ -1,7 +1,8 @@
 """The artifact's files before a byte of data is read: names, dtypes, shapes and offsets.
 
 What an int8 weight becomes is the layout of compressed-tensors, of the formats ``pack-quantized``
-(w8a16) and ``int-quantized`` (w8a8); convolutions and Conv1D follow the same pattern.
+(w8a16) and ``int-quantized`` (w8a8, and embeddings of either); convolutions and Conv1D follow the
+same pattern.
 """
 
 import math
@@ -100,7 +101,7 @@ def _place(source: TensorSpec, target: Target | None) -> Placement:
         return Placement(source, target, {"weight": source}, row * DTYPE_BYTES[source.dtype])
     rows, columns = source.shape[0], math.prod(source.shape[1:])
     packed_columns = -(-columns // 4)
-    if target.scheme == "w8a8":
+    if not target.is_packed:
         scale_rank = len(source.shape)
         outputs = {"weight": TensorSpec(source.name, "I8", source.shape, 0)}
     else:
@@ -112,7 +113,7 @@ def _place(source: TensorSpec, target: Target | None) -> Placement:
     outputs["scale"] = TensorSpec(
         f"{source.name}_scale", source.dtype, _scale_shape(target, scale_rank), 0
     )
-    row_bytes = columns if target.scheme == "w8a8" else 4 * packed_columns
+    row_bytes = 4 * packed_columns if target.is_packed else columns
     return Placement(source, target, outputs, row_bytes)
 
 

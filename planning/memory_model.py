@@ -198,6 +198,7 @@ def _treatment(target: Target) -> tuple[object, ...]:
         matrix.is_transposed,
         target.prune_steps,
         target.scheme,
+        target.is_packed,
         target.group_size,
         target.groups,
         target.whole_channels,

@@ -33,7 +33,8 @@ def reason_against(
         if isinstance(step, QuantizeStep)
         else _reason_against_pruning(candidate, step)
     )
-    if against is None and candidate.left_by_default is not None and not is_named:
+    is_wanted = is_named or (isinstance(step, QuantizeStep) and candidate.kind == "Embedding")
+    if against is None and candidate.left_by_default is not None and not is_wanted:
         return f"{candidate.left_by_default}; an include pattern that names it selects it."
     return against
 
@@ -42,11 +43,19 @@ def _reason_against_quantizing(candidate: Candidate, step: QuantizeStep, output:
     if candidate.tied_to is not None:
         return f"It is tied to {candidate.tied_to}, and tied weights stay float."
     if candidate.kind == "Embedding":
-        return "Embeddings are looked up by row and stay float."
+        return _reason_against_rows(candidate, step, output)
     against = _reason_against_grouping(candidate, step.group_size)
     if against is None and output == "compressed-tensors":
         return _reason_against_packing(candidate, step.scheme)
     return against
+
+
+def _reason_against_rows(candidate: Candidate, step: QuantizeStep, output: str) -> str | None:
+    if not step.embeddings:
+        return "Embeddings stay float unless the step says embeddings: true."
+    if output == "compressed-tensors" and candidate.model_module is None:
+        return "The installed transformers' model has no module of this name."
+    return None
 
 
 def _reason_against_grouping(candidate: Candidate, group_size: int | None) -> str | None:

@@ -25,6 +25,8 @@ class Target:
         model_module: Its module's name in the model; equal where there is no model to ask.
         prune_steps: Which steps of the recipe prune it, in order.
         scheme: How it is quantized; None leaves it float.
+        is_embedding: Whether rows of it are looked up, so that it has one scale per row and is not
+            packed.
         group_size: How many inputs share a scale; None gives every channel one.
         groups: How many consecutive inputs each N:M step prunes together.
         whole_channels: Whether some step needs to know all inputs of a channel.
@@ -35,6 +37,7 @@ class Target:
     model_module: str
     prune_steps: tuple[int, ...]
     scheme: str | None
+    is_embedding: bool
     group_size: int | None
     groups: tuple[int, ...]
     whole_channels: bool
@@ -43,6 +46,11 @@ class Target:
     def name(self) -> str:
         """The tensor's name."""
         return self.matrix.tensor.name
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the artifact has four of its values in an int32, rather than an int8 for each."""
+        return self.scheme == "w8a16" and not self.is_embedding
 
     @property
     def itemsize(self) -> int:
@@ -156,13 +164,15 @@ def _target(
     recipe: Recipe,
 ) -> Target:
     steps = [step for i in prune_steps if isinstance(step := recipe.steps[i], PruneStep)]
+    is_embedding = candidate.kind == "Embedding"
     return Target(
         matrix,
         candidate.module,
         candidate.model_module or candidate.module,
         prune_steps,
         rounding.scheme if rounding else None,
-        rounding.group_size if rounding else None,
+        is_embedding,
+        rounding.group_size if rounding and not is_embedding else None,
         groups=tuple(int(s.structure[-1]) for s in steps if s.structure != "unstructured"),
         whole_channels=rounding is not None or _looks_at_rows(prune_steps, recipe),
     )

@@ -10,7 +10,6 @@ from planning.module_kinds import ModuleKinds
 from planning.selection import Selection, Target
 
 _LOADER = Path(__file__).with_name("load_template.py")
-_FORMATS = {"w8a16": "pack-quantized", "w8a8": "int-quantized"}
 
 
 def index_text(shards: tuple[ShardPlan, ...]) -> str:
@@ -40,12 +39,12 @@ def config_text(
     config = {key: v for key, v in (checkpoint.config or {}).items() if key != "auto_map"}
     quantized = {t.model_module: t for t in selection.targets.values() if t.scheme}
     if output_format == "compressed-tensors":
-        linears = [name for name, kind in kinds.kinds.items() if kind == "Linear"]
-        left = [name for name in linears if name not in quantized]
+        taken = {_kind_of(target) for target in quantized.values()}
+        left = [n for n, kind in kinds.kinds.items() if kind in taken and n not in quantized]
         # AutoModel opens the base model alone, whose modules have no prefix.
         base = f"{kinds.prefix}."
         left += [name.removeprefix(base) for name in left if name.startswith(base)]
-        config["quantization_config"] = _quantization_config(next(iter(quantized.values())), left)
+        config["quantization_config"] = _quantization_config(list(quantized.values()), left)
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -54,9 +53,29 @@ def loader_text() -> str:
     return _LOADER.read_text(encoding="utf-8")
 
 
-def _quantization_config(target: Target, ignore: list[str]) -> dict[str, Any]:
+def _kind_of(target: Target) -> str:
+    return "Embedding" if target.is_embedding else "Linear"
+
+
+def _quantization_config(targets: list[Target], ignore: list[str]) -> dict[str, Any]:
     """Give the members that compressed-tensors reads; it refuses any other."""
-    scheme = target.scheme or ""
+    # One of each kind speaks for all of them.
+    groups = {f"group_{int(t.is_embedding)}": _group(t) for t in targets}
+    formats = {group["format"] for group in groups.values()}
+    return {
+        "config_groups": dict(sorted(groups.items())),
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "global_compression_ratio": None,
+        "ignore": ignore,
+        "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "transform_config": {},
+        "version": "0.18.0",
+    }
+
+
+def _group(target: Target) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "actorder": None,
         "block_structure": None,
@@ -74,22 +93,11 @@ def _quantization_config(target: Target, ignore: list[str]) -> dict[str, Any]:
         "strategy": "channel" if target.group_size is None else "group",
     }
     per_token = {**numbers, "dynamic": True, "observer": None, "strategy": "token"}
+    has_activations = target.scheme == "w8a8" and not target.is_embedding
     return {
-        "config_groups": {
-            "group_0": {
-                "format": _FORMATS[scheme],
-                "input_activations": per_token if scheme == "w8a8" else None,
-                "output_activations": None,
-                "targets": ["Linear"],
-                "weights": weights,
-            }
-        },
-        "format": _FORMATS[scheme],
-        "global_compression_ratio": None,
-        "ignore": ignore,
-        "kv_cache_scheme": None,
-        "quant_method": "compressed-tensors",
-        "quantization_status": "compressed",
-        "transform_config": {},
-        "version": "0.18.0",
+        "format": "pack-quantized" if target.is_packed else "int-quantized",
+        "input_activations": per_token if has_activations else None,
+        "output_activations": None,
+        "targets": [_kind_of(target)],
+        "weights": weights,
     }

@@ -95,7 +95,7 @@ def written_row_bytes(target: Target, columns: int) -> int:
     """Give the bytes that a row of `columns` values takes in the artifact, padding included."""
     if target.scheme is None:
         return columns * target.itemsize
-    return columns if target.scheme == "w8a8" else 4 * -(-columns // 4)
+    return 4 * -(-columns // 4) if target.is_packed else columns
 
 
 def _chunk_buffers(

@@ -129,10 +129,43 @@ def test_a_bert_opens_with_from_pretrained_and_gives_the_same_hidden_states(
     assert len(pressed.report.tensors) == 2 * 6 + 1
 
 
+@pytest.mark.parametrize("scheme", ["w8a16", pytest.param("w8a8", marks=slow)])
+@pytest.mark.parametrize("include", [None, pytest.param(["*embeddings*"], marks=slow)])
+def test_a_bert_with_int8_embeddings_opens_and_gives_the_same_hidden_states(
+    tmp_path, press, caplog, scheme, include
+):
+    original = make_bert(tmp_path / "model").eval()
+
+    step = {**QUANTIZE, "scheme": scheme, "embeddings": True, "exclude": ["*token_type*"]}
+    pressed = press(tmp_path / "model", step | ({"include": include} if include else {}))
+    model = open_strictly(transformers.AutoModel, pressed.folder, caplog)
+
+    with torch.no_grad():
+        answer, expected = (m(tokens(101)).last_hidden_state for m in (model, original))
+    assert cosine(answer, expected) > 0.999
+    words = "embeddings.word_embeddings.weight"
+    assert pressed.tensors[words].dtype == torch.int8
+    assert len(pressed.report.tensors) == (0 if include else 2 * 6 + 1) + 2
+    assert not pressed.report.loaders["vllm"].ok
+    # What the loader makes of a row is what its int8 values and its one scale say.
+    table = pressed.tensors[words].float() * pressed.tensors[f"{words}_scale"]
+    torch.testing.assert_close(
+        model.embeddings.word_embeddings.weight.detach(), table, rtol=0, atol=0
+    )
+    left = model.embeddings.token_type_embeddings.weight
+    assert torch.equal(left, original.embeddings.token_type_embeddings.weight)
+
+
 @pytest.mark.slow
 def test_decompression_by_compressed_tensors_equals_that_of_load_py(tmp_path, press, caplog):
     make_llama(tmp_path / "model", tied=False)
-    for form in ({"scheme": "w8a16"}, {"scheme": "w8a8"}, {"scheme": "w8a16", "group_size": 20}):
+    for form in (
+        {"scheme": "w8a16"},
+        {"scheme": "w8a8"},
+        {"scheme": "w8a16", "group_size": 20},
+        {"scheme": "w8a16", "group_size": 20, "embeddings": True},
+        {"scheme": "w8a8", "embeddings": True},
+    ):
         step = QUANTIZE | form
         compressed = press(tmp_path / "model", step)
         plain = press(tmp_path / "model", step, output={"format": "safetensors"})

@@ -36,6 +36,8 @@ RECIPES = {
     "pruned groups": ([{**HALF, "scope": "row"}, {**W8A16, "group_size": 32}], {}),
     "global": ([{**HALF, "scope": "global"}, W8A8], {}),
     "heads too": ([{**W8A16, "include": ["*"]}], {}),
+    "embeddings too": ([{**W8A16, "embeddings": True, "group_size": 16}], {}),
+    "int8 embeddings": ([HALF, {**W8A8, "embeddings": True}], {}),
 }
 
 
@@ -160,6 +162,9 @@ def bert(save_model, weights):
         (W8A16, "auto"),
         (W8A8, "auto"),
         ({**W8A16, "group_size": 16}, "auto"),
+        ({**W8A16, "embeddings": True}, "auto"),
+        ({**W8A8, "embeddings": True}, "auto"),
+        ({**W8A8, "embeddings": True, "include": ["*word_embeddings"]}, "auto"),
         (W8A16, "safetensors"),
         (HALF, "auto"),
     ],
@@ -231,6 +236,8 @@ def flip(folder, tensor_name, byte, mask=0x40):
         ([HALF], "a.weight", "a.weight"),
         ([HALF], "odd.weight", "odd.weight"),
         ([W8A16], "embed_tokens.weight", "embed_tokens.weight"),
+        ([{**W8A16, "embeddings": True}], "embed_tokens.weight", "embed_tokens.weight"),
+        ([{**W8A16, "embeddings": True}], "embed_tokens.weight_scale", "embed_tokens.weight"),
         ([W8A16], "experts.weight", "experts.weight"),
         ([W8A16], "long", "long"),
         ([W8A16], "scalar", "scalar"),
@@ -474,6 +481,41 @@ def test_files_beside_the_tensors_that_are_not_as_they_should_be_are_found(
         check(bert, pressed, recipe)
     assert caught.value.code == "invalid_artifact"
     assert detail in caught.value.detail
+
+
+ROWS = ("quantization_config", "config_groups", "group_1")
+
+
+@pytest.mark.parametrize("scheme", [W8A16, W8A8])
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        (set_member(*ROWS, value=None), "group_1"),
+        (set_member(*ROWS, "targets", value=["Linear"]), "targets is"),
+        (set_member(*ROWS, "format", value="pack-quantized"), "format is"),
+        (set_member(*ROWS, "input_activations", value={}), "input_activations is {}, not None"),
+        (set_member(*ROWS[:2], "group_2", value={}), "config_groups are"),
+    ],
+)
+def test_a_config_that_says_otherwise_of_int8_embeddings_is_found(
+    press, bert, scheme, change, detail
+):
+    pressed, recipe = run(press, bert, [{**scheme, "embeddings": True}], {})
+
+    change(pressed.folder)
+
+    with pytest.raises(Problem, match=r"config\.json: ") as caught:
+        check(bert, pressed, recipe)
+    assert detail in caught.value.detail
+
+
+@pytest.mark.parametrize("scheme", [W8A16, W8A8])
+def test_int8_embeddings_that_nobody_asked_for_are_found(press, bert, scheme):
+    pressed, _ = run(press, bert, [{**scheme, "embeddings": True}], {})
+
+    with pytest.raises(Problem) as caught:
+        check(bert, pressed, parse_recipe({"steps": [scheme]}))
+    assert caught.value.code == "invalid_artifact"
 
 
 def test_a_loader_of_another_text_is_refused(save_model, press, weights):

@@ -16,7 +16,10 @@ LEVELS = Levels(idle_bytes=10**8, inspection_bytes=0, threads=8, has_device=True
 
 def model_of(levels=LEVELS, *, scheme="w8a8", tensors=100, tried=0):
     matrix = Matrix.of(TensorSpec("a.weight", "BF16", (4096, 4096), 0), "Linear")
-    target = Target(matrix, "a", "a", (), scheme, None, (), whole_channels=True)
+    target = Target(
+        matrix, "a", "a", (), scheme, is_embedding=False, group_size=None, groups=(),
+        whole_channels=True,
+    )  # fmt: skip
     counts = TensorCounts(tensors, tensors, tensors, tried)
     return MemoryModel.of([target], RECIPE, levels, tensors=counts, chunk_bytes=2**19)
 

@@ -78,9 +78,33 @@ def test_exclude_is_applied_last(select_by):
     assert "exclude" in reasons(selection)["a.y.weight"]
 
 
-def test_an_embedding_is_never_quantized(select_by):
-    with pytest.raises(Problem, match="looked up by row"):
+def test_an_embedding_is_quantized_only_where_the_step_says_so(select_by):
+    with pytest.raises(Problem, match="embeddings: true"):
         select_by(["embed.weight"], {**W8A16, "include": ["*"]})
+
+    step = {**W8A16, "embeddings": True, "group_size": 16}
+    targets = select_by({"embed.weight": WEIGHT, "a.weight": torch.ones(8, 16)}, step).targets
+
+    assert {n: (t.is_packed, t.group_size) for n, t in targets.items()} == {
+        "embed.weight": (False, None),
+        "a.weight": (True, 16),
+    }
+    excluded = {**W8A16, "embeddings": True, "exclude": ["embed"]}
+    assert set(select_by(["embed.weight", "a.weight"], excluded).targets) == {"a.weight"}
+
+
+def test_an_embedding_that_the_model_does_not_have_stays_float_where_transformers_would_miss_it(
+    select_by,
+):
+    kinds = ModuleKinds({"a": "Linear", "m.embed": "Embedding"}, prefix="m")
+    names = ["a.weight", "embed.weight", "old_embed.weight"]
+
+    selection = select_by(
+        names, {**W8A16, "embeddings": True}, kinds=kinds, output="compressed-tensors"
+    )
+
+    assert set(selection.targets) == {"a.weight", "embed.weight"}
+    assert "no module of this name" in reasons(selection)["old_embed.weight"]
 
 
 def test_a_tied_head_is_never_quantized_and_a_stored_copy_never_pruned(select_by):
@@ -93,7 +117,10 @@ def test_a_tied_head_is_never_quantized_and_a_stored_copy_never_pruned(select_by
     names = ["embed.weight", "head.weight", "a.weight"]
 
     selection = select_by(
-        names, {**HALF, "include": ["*"]}, {**W8A16, "include": ["*"]}, kinds=kinds
+        names,
+        {**HALF, "include": ["*"]},
+        {**W8A16, "include": ["*"], "embeddings": True},
+        kinds=kinds,
     )
 
     assert set(selection.targets) == {"a.weight"}

@@ -13,8 +13,9 @@ W8A8 = {"op": "quantize", "scheme": "w8a8"}
 def target_of(shape, *, dtype="BF16", scheme="w8a8", prune_steps=(), groups=(), kind="Linear"):
     matrix = Matrix.of(TensorSpec("a.weight", dtype, shape, 0), kind)
     return Target(
-        matrix, "a", "a", prune_steps, scheme, None, groups, whole_channels=scheme is not None
-    )
+        matrix, "a", "a", prune_steps, scheme, is_embedding=False, group_size=None, groups=groups,
+        whole_channels=scheme is not None,
+    )  # fmt: skip
 
 
 def recipe_of(*steps):
