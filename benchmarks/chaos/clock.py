@@ -1,4 +1,4 @@
-"""A clock that can be set for some programs and leaves the machine's alone: libfaketime's."""
+"""A clock that can be set for one program and leaves the machine's alone: libfaketime's."""
 
 from pathlib import Path
 
@@ -7,21 +7,21 @@ import psutil
 _HOUR_SECONDS = 3600
 #: Where Debian and Ubuntu put it, whatever the processor.
 _LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-#: How long a program may go by what the clock said before.
-LAG_SECONDS = 1.0
+#: How long the program may go by what the clock said before.
+_LAG_SECONDS = 1
 
 
 class Clock:
-    """The wall clock of every program that is started with its environment.
+    """The wall clock of a program that is started with its environment.
 
     What counts seconds from no particular moment goes on as ever, as it does where a person or a
-    time server sets a clock.
+    time server sets a clock. Redis can be such a program; Python's sleep fails under libfaketime.
 
     Args:
         folder: Where its setting is kept.
 
     Attributes:
-        is_settable: Whether libfaketime is installed; without it they have the machine's.
+        is_settable: Whether libfaketime is installed; without it the program has the machine's.
     """
 
     is_settable = bool(_LIBRARIES)
@@ -38,10 +38,8 @@ class Clock:
         return {
             "LD_PRELOAD": str(_LIBRARIES[0]),
             "FAKETIME_TIMESTAMP_FILE": str(self._setting),
-            "FAKETIME_CACHE_DURATION": str(int(LAG_SECONDS)),
+            "FAKETIME_CACHE_DURATION": str(_LAG_SECONDS),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            # Files bear the machine's own time, as those of a file server would.
-            "NO_FAKE_STAT": "1",
         }
 
     def set(self, hours: int) -> None:
@@ -58,7 +56,7 @@ class Clock:
         self._write(hours)
 
     def clean(self) -> None:
-        """Remove the shared memory that programs kept it in which were killed."""
+        """Remove the shared memory that a killed program kept it in."""
         for path in Path("/dev/shm").glob("*faketime_*"):
             if not psutil.pid_exists(int(path.name.rpartition("_")[2])):
                 path.unlink(missing_ok=True)

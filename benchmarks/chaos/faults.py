@@ -67,7 +67,6 @@ class Faults:
             "submit": self._kill_service,
             "clock": self._set_clock,
         }
-        self._hours = 0
 
     def start(self) -> None:
         """Begin."""
@@ -163,10 +162,13 @@ class Faults:
         self._targets.asleep.discard(supervisor.pid)
 
     def _set_clock(self, fault: Fault) -> None:
-        others = [hours for hours in (-1, 0, 1) if hours != self._hours]
-        self._hours = others[int(fault.choice * len(others))]
-        self.stack.clock.set(self._hours)
+        self.stack.clock.set(-1 if fault.choice < 0.5 else 1)
         self._note(fault)
+        self._aside.submit(self._put_right, LEASE_SECONDS + fault.seconds)
+
+    def _put_right(self, seconds: float) -> None:
+        self._stop.wait(seconds)
+        self.stack.clock.set(0)
 
     def _kill_service(self, fault: Fault) -> None:
         deadline = time.monotonic() + _AIM_SECONDS

@@ -29,7 +29,7 @@ _NAMES = {
     "zombie": "SIGSTOP of a supervisor at work, SIGCONT after its lease",
     "service": "SIGKILL of the service",
     "submit": "SIGKILL of the service in the middle of a submit",
-    "clock": "all clocks set forward or back by one or two hours",
+    "clock": "Redis's clock set an hour forward or back, and right again after a lease",
 }
 
 

@@ -63,7 +63,8 @@ class Fault:
     Attributes:
         after: How many jobs have ended when it is.
         kind: What is killed, stopped or emptied.
-        seconds: How long Redis stays away, or how much longer than its lease a zombie sleeps.
+        seconds: How long Redis stays away, or how much longer than its lease a zombie sleeps
+            or a clock is wrong.
         choice: Picks among several that can be hit, in [0, 1).
     """
 

@@ -44,7 +44,7 @@ def recovery_seconds(
     claims = _claims(logs)
     seconds = []
     for hit in hits:
-        moments = [at for at in (undo(at, hit.at) for at in claims[hit.job_id]) if at > hit.at]
+        moments = [at for at in claims[hit.job_id] if at > hit.at]
         if hit.job_id in ends:
             ended = datetime.fromisoformat(ends[hit.job_id].finished_at).timestamp()
             moments.append(undo(ended, hit.at))
@@ -54,7 +54,7 @@ def recovery_seconds(
 
 
 def _claims(logs: Iterable[Path]) -> dict[str, list[float]]:
-    """Give when each job was claimed, in seconds since the epoch by the workers' clocks."""
+    """Give when each job was claimed, in seconds since the epoch."""
     found: dict[str, list[float]] = defaultdict(list)
     for log in logs:
         for line in log.read_text(errors="replace").splitlines():

@@ -37,7 +37,7 @@ class Stack:
         service: The service's.
         workers: The workers'.
         doorbells: What is between service and Redis.
-        clock: What time it is for all of them.
+        clock: What time it is for Redis.
         logs: The folder of all logs.
     """
 
@@ -79,7 +79,7 @@ def _running(folder: Path, workers: int, seed: int) -> Iterator[Stack]:
     redis = Program("redis", redis_command(settings, folder / "redis"), clock.environment, logs)
     doorbells = Doorbells(folder / "bells.sock", settings.redis_socket, _QUEUE, seed)
     port = free_port()
-    shared = clock.environment | {
+    shared = {
         "DATA_DIR": str(data),
         "PORT": str(port),
         "QUEUE": _QUEUE,

@@ -76,12 +76,13 @@ local function finish(id, now, state, failure, code)
 end
 
 -- End a job as its published result says. The moment is the result's own, so that a rebuilt record
--- shows it again.
+-- shows it again; a start that is later by another machine's clock gives way.
 local function finish_with(id, state, failure, code, artifact, finished_ms, cache)
   set('artifact', artifact)
   if cache ~= '' then set('cache', cache) end
-  local ended = math.max(tonumber(finished_ms), tonumber(get('started_ms')) or 0)
-  finish(id, ended, state, failure, code)
+  local started = tonumber(get('started_ms'))
+  if started and started > tonumber(finished_ms) then set('started_ms', finished_ms) end
+  finish(id, tonumber(finished_ms), state, failure, code)
 end
 
 -- Back to the queue, first in line by its age. One that is to wait takes its place from then on.

