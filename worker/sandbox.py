@@ -35,7 +35,9 @@ _TMP_BYTES = 64 * 1024**2
 _PACKAGES = ("engine", "jobs", "planning", "worker")
 _SYSTEM_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
-#: Says that everything is mounted, then holds it open until the pipe to it closes.
+#: Says that everything is mounted, then holds it open until the pipe to it closes, as it does when
+#: whoever made the sandbox dies: the first process in there ends, and all others with it. (With
+#: --die-with-parent, a bubblewrap that is killed half-way leaves a process that waits for ever.)
 _HOLD = ("/bin/sh", "-c", "echo; exec cat")
 
 
@@ -78,27 +80,24 @@ class Sandbox:
         program = shutil.which("bwrap")
         if program is None:
             raise _unavailable("bubblewrap is not installed")
-        reading, writing = os.pipe()
-        try:
+        # No pipe: a bubblewrap that cannot say something, as whoever asked is dead, ends half-way.
+        with os.fdopen(os.memfd_create("info"), "rb") as info:
             self._process = subprocess.Popen(
-                [program, "--info-fd", str(writing), *_arguments(place), "--", *_HOLD],
+                [program, "--info-fd", str(info.fileno()), *_arguments(place), "--", *_HOLD],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                pass_fds=[writing],
+                pass_fds=[info.fileno()],
                 env={},
             )
-        finally:
-            os.close(writing)
-        with os.fdopen(reading) as info:
-            said = info.read()
-        first_pid = _first_pid(said)
+            is_ready = self._is_ready()
+            info.seek(0)
+            first_pid = _first_pid(info.read()) if is_ready else -1
         self.pidfd = _open(first_pid)
         self.own_pids = ()
-        if not self._is_ready():
+        if self.pidfd < 0:
             self._process.kill()
             _, errors = self._process.communicate()
-            self.close()
             raise _unavailable(errors.decode(errors="replace").strip()[-500:])
         holders = psutil.Process(first_pid).children()
         self.own_pids = (first_pid, *(process.pid for process in holders))
@@ -125,10 +124,10 @@ class Sandbox:
 
     def _is_ready(self) -> bool:
         stdout = self._process.stdout
-        return self.pidfd >= 0 and stdout is not None and bool(stdout.readline())
+        return stdout is not None and bool(stdout.readline())
 
 
-def _first_pid(said: str) -> int:
+def _first_pid(said: bytes) -> int:
     """Give the process that bubblewrap names; -1 where it came to nothing."""
     try:
         return int(json.loads(said)["child-pid"])
@@ -179,7 +178,7 @@ def find_level(wanted: str) -> Level:
 
 
 def _arguments(place: Place) -> Iterator[str]:
-    yield from ("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent")
+    yield from ("--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1")
     yield from ("--new-session", "--clearenv", "--cap-drop", "ALL")
     yield from _kernel(has_device=place.has_device)
     readable = list(_system())

@@ -6,10 +6,14 @@ import json
 import os
 import pickle
 import platform
+import random
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import textwrap
+import time
 from pathlib import Path
 
 import psutil
@@ -411,6 +415,35 @@ def test_a_sandbox_dies_with_the_process_that_made_it(cell, wait_until):
     os.close(writing)
 
     wait_until(lambda: not psutil.pid_exists(pid), "the sandbox to end")
+
+
+@pytest.mark.slow
+def test_who_is_killed_while_making_sandboxes_leaves_no_process(cell, wait_until):
+    # Before bubblewrap was kept from dying half-way, one kill in forty left a process.
+    work = str(cell.work)
+    code = f"""
+        from pathlib import Path
+        from worker.sandbox import Place, Sandbox
+        work = Path({work!r})
+        print(flush=True)
+        while True:
+            Sandbox(Place(work, (), work)).close()
+    """
+    chance = random.Random(0)
+    for _ in range(100):
+        maker = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE
+        )
+        with maker:
+            maker.stdout.readline()
+            time.sleep(chance.uniform(0, 0.03))
+            maker.kill()
+
+    def left():
+        processes = psutil.process_iter(["cmdline"])
+        return [p for p in processes if work in " ".join(p.info["cmdline"] or [])]
+
+    wait_until(lambda: not left(), "all of them to end")
 
 
 def test_without_bubblewrap_there_is_no_level_and_a_wanted_one_is_refused(monkeypatch):
