@@ -189,7 +189,7 @@ def _check_quantized(form: Form, step: QuantizeStep | None) -> None:
 def _is_form_of(form: Form, step: QuantizeStep) -> bool:
     if form.shape is not None:
         return step.scheme == "w8a16"
-    return step.scheme == "w8a8" or step.embeddings
+    return step.scheme == "w8a8" or bool(step.embeddings)
 
 
 def _scale_shapes(form: Form, step: QuantizeStep) -> set[tuple[int, ...]]:

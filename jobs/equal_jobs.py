@@ -47,7 +47,7 @@ def deciding_parts(recipe: Recipe) -> dict[str, Any]:
 
 
 def equality_key(model: str, recipe: Recipe) -> str:
-    """Give what is the same for jobs that make the same artifact, and for no others.
+    """Give what is the same for jobs with the same artifact and evaluation, and for no others.
 
     Args:
         model: Id of the model, which holds the digest of its bytes.
@@ -56,7 +56,10 @@ def equality_key(model: str, recipe: Recipe) -> str:
     Returns:
         A blake3 hex digest.
     """
-    members = [ENGINE_VERSION, model, deciding_parts(recipe)]
+    members: list[Any] = [ENGINE_VERSION, model, deciding_parts(recipe)]
+    if recipe.evaluate is not None:
+        # It decides what the report says.
+        members.append(recipe.evaluate.model_dump(mode="json"))
     return blake3(json.dumps(members, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,22 +13,74 @@ def check(report: Report, gate: Gate) -> None:
         gate: What is demanded.
 
     Raises:
-        Problem: `gate_failed`; the extra members hold what was measured next to its limit.
+        Problem: `gate_failed`, with every condition that is not met; the extra members hold what
+            was measured next to its limit.
     """
-    limit = gate.max_size_ratio
-    measured = report.artifact.size_ratio
-    if limit is None or measured <= limit:
+    limits = gate.model_dump(exclude_none=True)
+    measured = {name: _measured(report, name) for name in limits}
+    failed = [name for name in limits if not _is_met(name, measured[name], limits[name])]
+    if not failed:
         return
-    detail = (
-        f"The artifact has {report.artifact.bytes} bytes, {measured:.4f} of the model's "
-        f"{report.model.bytes}; gate.max_size_ratio is {limit}."
-    )
+    details = [_detail(name, measured[name], limits[name]) for name in failed]
     raise Problem(
         "gate_failed",
-        detail,
-        errors=[Detail("/gate/max_size_ratio", "max_size_ratio", detail)],
-        extra={"measured": {"size_ratio": measured}, "limits": {"max_size_ratio": limit}},
+        " ".join(detail.detail for detail in details),
+        errors=details,
+        extra={
+            "measured": {_quantity(name): measured[name] for name in failed},
+            "limits": {name: limits[name] for name in failed},
+        },
     )
+
+
+def _measured(report: Report, name: str) -> float | None:
+    """Give what a condition is about; None where the report does not know."""
+    if name == "max_size_ratio":
+        return report.artifact.size_ratio
+    quality = report.quality
+    if quality is None:
+        return None
+    before, after, agreement = quality.before, quality.after, quality.agreement
+    if name == "max_accuracy_drop":
+        return _minus(before.accuracy, after.accuracy)
+    if name == "max_perplexity_ratio":
+        return _over(after.perplexity, before.perplexity)
+    if name == "max_latency_ratio":
+        return _over(after.latency_seconds.get("1"), before.latency_seconds.get("1"))
+    return {
+        "min_cosine": agreement.mean_cosine,
+        "max_kl_divergence": agreement.kl_divergence,
+        "min_top1_agreement": agreement.top1_agreement,
+    }[name]
+
+
+def _is_met(name: str, measured: float | None, limit: float) -> bool:
+    if measured is None:
+        return False
+    return measured >= limit if name.startswith("min_") else measured <= limit
+
+
+def _detail(name: str, measured: float | None, limit: float) -> Detail:
+    if measured is None:
+        said = (
+            f"gate.{name} cannot be judged: nothing was measured that it is about. Give "
+            "evaluate.dataset with labels for accuracy, or a model whose outputs are logits."
+        )
+    else:
+        said = f"{_quantity(name)} is {measured:.6g}; gate.{name} is {limit:g}."
+    return Detail(f"/gate/{name}", name, said)
+
+
+def _quantity(name: str) -> str:
+    return name.partition("_")[2]
+
+
+def _minus(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
+
+
+def _over(first: float | None, second: float | None) -> float | None:
+    return None if first is None or not second else first / second
 
 
 def check_memory(report: Report) -> None:

@@ -119,10 +119,10 @@ class QuantizeStep(_Strict):
         description="How many consecutive inputs of a channel share a scale, such as 128; `w8a16` "
         "only. Default: all of them. Weights whose inputs it does not divide stay float.",
     )
-    embeddings: bool = Field(
-        False,
+    embeddings: bool | None = Field(
+        None,
         description="Round embeddings too, one scale per row; tied ones stay float. transformers "
-        "and load.py open the artifact, vLLM does not.",
+        "and load.py open the artifact, vLLM does not. Default: they stay float.",
     )
     target_bytes: ByteSize | None = Field(
         None,
@@ -180,11 +180,47 @@ class Budget(_Strict):
     )
 
 
+class Evaluate(_Strict):
+    """Run the model before and after, and compare; transformers folders only."""
+
+    dataset: str | None = Field(
+        None,
+        pattern=r"^ds_[0-9a-f]{64}$",
+        description="A data set's id: JSON lines with a text and perhaps a label in each, or "
+        "tensors by name in safetensors or .npz. Default: seeded random inputs.",
+    )
+    rows: int = Field(256, ge=1, le=1_000_000, description="At most so many rows, the first ones.")
+    batch_size: int = Field(8, ge=1, le=4096, description="Rows that are run at a time.")
+    max_length: int = Field(128, ge=2, le=32_768, description="Tokens of a row, at most.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Of random inputs.")
+
+
 class Gate(_Strict):
-    """Conditions that the result must meet; the job fails with `gate_failed` otherwise."""
+    """Conditions that the result must meet; the job fails with `gate_failed` otherwise.
+
+    All but `max_size_ratio` are about what `evaluate` measures.
+    """
 
     max_size_ratio: float | None = Field(
         None, gt=0, description="Artifact bytes over model bytes, at most."
+    )
+    min_cosine: float | None = Field(
+        None, ge=-1, le=1, description="Mean cosine of outputs with the original's, at least."
+    )
+    max_kl_divergence: float | None = Field(
+        None, ge=0, description="Mean divergence of logits from the original's in nats, at most."
+    )
+    min_top1_agreement: float | None = Field(
+        None, ge=0, le=1, description="Fraction of equal first choices, at least."
+    )
+    max_accuracy_drop: float | None = Field(
+        None, ge=0, le=1, description="Accuracy before minus accuracy after, at most."
+    )
+    max_perplexity_ratio: float | None = Field(
+        None, gt=0, description="Perplexity after over perplexity before, at most."
+    )
+    max_latency_ratio: float | None = Field(
+        None, gt=0, description="Latency at batch 1 after over that before, at most."
     )
 
 
@@ -203,6 +239,7 @@ class Recipe(_Strict):
 
     steps: tuple[Step, ...] = Field(min_length=1, max_length=16)
     budget: Budget = Budget()
+    evaluate: Evaluate | None = Field(None, description="Whether and how to run the model.")
     gate: Gate = Gate()
     output: Output = Output()
 
@@ -214,6 +251,20 @@ class Recipe(_Strict):
         if quantizations and quantizations[0] != len(self.steps) - 1:
             raise ValueError("quantize is the last step: prune first, then quantize")
         return self
+
+    @model_validator(mode="after")
+    def _measured(self) -> "Recipe":
+        named = self.gate.model_dump(exclude_none=True).keys() - {"max_size_ratio"}
+        if named and self.evaluate is None:
+            raise ValueError(
+                f"gate.{min(named)} needs an evaluate section, which may be empty: {{}}"
+            )
+        return self
+
+    @property
+    def dataset(self) -> str | None:
+        """The data set that the job reads; None where it reads none."""
+        return self.evaluate.dataset if self.evaluate else None
 
     @property
     def aimed_step(self) -> QuantizeStep | None:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.quality import Quality
+
 Bytes = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -202,20 +204,28 @@ class Report(_Value):
     verification: Verification | None = Field(
         None, description="What was verified; None where the artifact did not pass."
     )
+    quality: Quality | None = Field(
+        None, description="What running the model gave; None where the recipe does not evaluate."
+    )
     versions: dict[str, str] = Field(
         description="What the job ran with; transformers only where it has a config, with "
         "`(table)` where the table of architectures made from it was enough."
     )
 
+    def evaluated(self, quality: Quality) -> "Report":
+        """Give the report of the same job with how its model answers, and with what that took."""
+        peaks = (quality.before.resident_peak_bytes, quality.after.resident_peak_bytes)
+        return self.model_copy(update={"quality": quality, "memory": self._with_peak(max(peaks))})
+
     def verified(self, verification: Verification) -> "Report":
         """Give the report of the same job with what was verified, and with what that took."""
-        memory = self.memory
-        peak = max(memory.measured_peak_bytes, verification.peak_bytes)
-        budget = memory.budget_bytes
-        measured = {
-            "measured_peak_bytes": peak,
-            "headroom_bytes": None if budget is None else budget - peak,
-        }
-        return self.model_copy(
-            update={"verification": verification, "memory": memory.model_copy(update=measured)}
+        memory = self._with_peak(verification.peak_bytes)
+        return self.model_copy(update={"verification": verification, "memory": memory})
+
+    def _with_peak(self, peak_bytes: int) -> Memory:
+        peak = max(self.memory.measured_peak_bytes, peak_bytes)
+        budget = self.memory.budget_bytes
+        headroom = None if budget is None else budget - peak
+        return self.memory.model_copy(
+            update={"measured_peak_bytes": peak, "headroom_bytes": headroom}
         )

@@ -24,7 +24,7 @@ def expire(stores: Stores, settings: Settings) -> list[str]:
 
     Returns:
         The ids of the jobs, models and data sets removed. No job that is open is among them, and no
-        model of one.
+        model or data set of one.
     """
     removed = [*_expire_jobs(stores, settings), *_expire_uploads(stores, settings.keep_models_days)]
     if removed:
@@ -63,7 +63,7 @@ def _expire_uploads(stores: Stores, days: float) -> Iterator[str]:
     if not days:
         return
     jobs = map(stores.jobs.get, stores.jobs.open_ids())
-    needed = {job.model for job in jobs if job is not None}
+    needed = {name for job in jobs if job is not None for name in (job.model, job.recipe.dataset)}
     for store, prefix in zip(get_args(StoreName), ("mdl_", "ds_"), strict=True):
         for digest in list(stores.blobs.digests(store)):
             name = prefix + digest

@@ -60,6 +60,10 @@ cache_option = click.option(
     "--no-cache", "use_cache", is_flag=True, flag_value=False, default=True,
     help="Run the job even where an equal one has its artifact.",
 )  # fmt: skip
+dataset_option = click.option(
+    "--dataset", metavar="FILE",
+    help="Run the model on it before and after: JSON lines, .safetensors, .npz, or an id (ds_...).",
+)  # fmt: skip
 tensors_option = click.option(
     "--all-tensors", is_flag=True, help="List every changed tensor, not only the ten worst."
 )
@@ -94,6 +98,7 @@ def cli(context: click.Context, url: str, api_key: str | None, *, as_json: bool)
 @timeout_option
 @cancel_option
 @cache_option
+@dataset_option
 @tensors_option
 @click.pass_obj
 def run(
@@ -103,6 +108,7 @@ def run(
     output: str,
     labels: dict[str, str],
     timeout: float | None,
+    dataset: str | None,
     *,
     cancel_on_interrupt: bool,
     use_cache: bool,
@@ -114,6 +120,7 @@ def run(
     (mdl_...) of an uploaded model.
     """
     with session.client() as client:
+        recipe = session.with_dataset(client, recipe, dataset)
         job = client.submit(session.upload(client, model), recipe, labels, use_cache=use_cache)
         session.say(f"job {job.id}")
         if job.cache == "hit":
@@ -152,6 +159,7 @@ def plan(session: Session, model: str, recipe: dict[str, Any]) -> None:
     "--idempotency-key", help="The same key, on another run of this command, makes no second job."
 )
 @cache_option
+@dataset_option
 @click.pass_obj
 def submit(
     session: Session,
@@ -159,11 +167,13 @@ def submit(
     recipe: dict[str, Any],
     labels: dict[str, str],
     idempotency_key: str | None,
+    dataset: str | None,
     *,
     use_cache: bool,
 ) -> None:
     """Upload MODEL, submit a job for it and print the job's id."""
     with session.client() as client:
+        recipe = session.with_dataset(client, recipe, dataset)
         model_id = session.upload(client, model)
         job = client.submit(model_id, recipe, labels, idempotency_key, use_cache=use_cache)
         session.answer(job.raw, lambda: job.id)

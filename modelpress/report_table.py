@@ -4,6 +4,7 @@ Members that are missing are left out, so that a report of another version still
 """
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -24,10 +25,13 @@ def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group
         all_tensors: Whether to list each changed tensor rather than those that lost most.
 
     Returns:
-        What rich can print: the sizes, the memory, what was verified, the steps, the tensors with
+        What rich can print: the sizes, the memory, what was verified, how the model
+        answers before and after, the steps, the tensors with
         the largest error first, those that gain most as floats, what was skipped, and the loaders.
     """
     tables: list[Table] = []
+    if report.get("quality"):
+        tables.append(_quality(report["quality"]))
     if report.get("steps"):
         tables.append(_steps(report["steps"]))
     if report.get("tensors"):
@@ -42,6 +46,8 @@ def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group
     lines = [_headline(report), _memory(report.get("memory") or {})]
     if report.get("verification"):
         lines.append(_verification(report["verification"]))
+    if report.get("quality"):
+        lines.append(_agreement(report["quality"]))
     return Group(*lines, *spaced)
 
 
@@ -73,6 +79,54 @@ def _verification(found: dict[str, Any]) -> Text:
     tensors, rows, error = (found.get(name) for name in ("tensors", "rows", "max_error_steps"))
     compared = f"{tensors or 0:,} tensors, {rows or 0:,} of their rows compared with the model"
     return Text(f"verified: {compared}" + (f", error {error:.3f} steps" if error else ""))
+
+
+def _agreement(quality: dict[str, Any]) -> Text:
+    found = quality.get("agreement") or {}
+    facts = [
+        ("cosine", _decimal(found.get("mean_cosine"))),
+        ("lowest", _decimal(found.get("least_cosine"))),
+        ("KL", _decimal(found.get("kl_divergence"))),
+        ("same first choice", _percent(found.get("top1_agreement"))),
+    ]
+    known = ", ".join(f"{name} {value}" for name, value in facts if value != "-")
+    inputs = "random inputs" if quality.get("data") == "synthetic" else "data set"
+    return Text(f"answers: {known} ({_count(found.get('outputs'))} outputs, {inputs})")
+
+
+def _quality(quality: dict[str, Any]) -> Table:
+    table = _table("Run before and after", "", "before>", "after>")
+    before, after = quality.get("before") or {}, quality.get("after") or {}
+    rows: list[tuple[str, Callable[[Any], str]]] = [
+        ("accuracy", _percent),
+        ("perplexity", _decimal),
+        ("loss", _decimal),
+        ("rows_per_second", _decimal),
+        ("tokens_per_second", _decimal),
+        ("weight_bytes", _size),
+        ("resident_peak_bytes", _size),
+    ]
+    for name, shown in rows:
+        if before.get(name) is not None or after.get(name) is not None:
+            label = name.removesuffix("_bytes").replace("_", " ")
+            table.add_row(label, shown(before.get(name)), shown(after.get(name)))
+    latencies = [row.get("latency_seconds") or {} for row in (before, after)]
+    for size in latencies[0]:
+        shown_latencies = [_milliseconds(latency.get(size)) for latency in latencies]
+        table.add_row(f"latency, batch {_text(size)}", *shown_latencies)
+    return table
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
 
 
 def _steps(steps: list[dict[str, Any]]) -> Table:

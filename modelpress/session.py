@@ -19,7 +19,7 @@ from modelpress.errors import Fault, ModelpressError, ProblemError
 from modelpress.exit_codes import INTERRUPTED, exit_code
 from modelpress.meters import meter, show_bytes, show_job
 from modelpress.sizes import printable
-from modelpress.values import Job, is_model_id
+from modelpress.values import Job, is_dataset_id, is_model_id
 
 LOG_WIDTH = 120
 
@@ -100,6 +100,27 @@ class Session:
             uploaded = client.upload_model(model, show_bytes(shown, "upload"))
         self.say(f"model {uploaded.id}")
         return uploaded.id
+
+    def with_dataset(
+        self, client: Client, recipe: dict[str, Any], dataset: str | None
+    ) -> dict[str, Any]:
+        """Have a recipe evaluate on a data set, uploaded with a meter unless it is an id already.
+
+        Args:
+            client: The service.
+            recipe: The recipe.
+            dataset: A path, or the id of an uploaded data set; None leaves the recipe as it is.
+
+        Returns:
+            The recipe that names it.
+        """
+        if dataset is None:
+            return recipe
+        if not is_dataset_id(dataset):
+            with meter(sys.stderr) as shown:
+                dataset = client.upload_dataset(dataset, show_bytes(shown, "upload")).id
+            self.say(f"data set {dataset}")
+        return {**recipe, "evaluate": {**(recipe.get("evaluate") or {}), "dataset": dataset}}
 
     def wait(
         self, client: Client, job_id: str, timeout: float | None, *, cancel_on_interrupt: bool

@@ -139,6 +139,11 @@ def is_model_id(text: str) -> bool:
     return digest != text and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
 
 
+def is_dataset_id(text: str) -> bool:
+    """Whether a text is the id of an uploaded data set rather than a path."""
+    return is_model_id("mdl_" + text.removeprefix("ds_")) and text.startswith("ds_")
+
+
 def model_from(raw: dict[str, Any]) -> Model:
     """Read a model document.
 

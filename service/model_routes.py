@@ -1,12 +1,12 @@
 """Models and data sets: uploaded, looked at, removed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from flask import Blueprint, Response, jsonify, request
 
-from jobs.job import is_dataset_id, is_model_id
+from jobs.job import Job, is_dataset_id, is_model_id
 from jobs.problems import Problem
 from service.contract import BINARY, Answer, Form, Operation, declare, json_answer
 from service.documents import DatasetDocument, ModelDocument
@@ -120,10 +120,7 @@ def show_model(model_id: str) -> Response:
 )
 def show_dataset(dataset_id: str) -> Response:
     """Give what is known about an uploaded data set."""
-    meta = own().blobs.meta("datasets", dataset_id[3:]) if is_dataset_id(dataset_id) else None
-    if meta is None:
-        raise _no_dataset(dataset_id)
-    return jsonify(stored_document("datasets", meta))
+    return jsonify(stored_document("datasets", find_dataset(dataset_id)))
 
 
 @routes.delete("/models/<model_id>")
@@ -139,11 +136,9 @@ def show_dataset(dataset_id: str) -> Response:
 def delete_model(model_id: str) -> Response:
     """Remove a model that no unfinished job needs. Artifacts made from it stay."""
     find_model(model_id)
-    store = own().jobs
-    for job_id in store.open_ids():
-        job = store.get(job_id)
-        if job is not None and job.model == model_id and not job.is_terminal:
-            raise Problem("model_in_use", f"{job_id} needs {model_id}; it is {job.state}.")
+    for job in _open_jobs():
+        if job.model == model_id:
+            raise Problem("model_in_use", f"{job.id} needs {model_id}; it is {job.state}.")
     own().blobs.remove("models", model_id[4:])
     return Response(status=204)
 
@@ -155,13 +150,16 @@ def delete_model(model_id: str) -> Response:
         tag="datasets",
         scope="submit",
         answers=(Answer(204, "It is gone."),),
-        problems=("dataset_not_found",),
+        problems=("dataset_not_found", "dataset_in_use", "store_unavailable"),
     )
 )
 def delete_dataset(dataset_id: str) -> Response:
-    """Remove a data set."""
-    if not is_dataset_id(dataset_id) or not own().blobs.remove("datasets", dataset_id[3:]):
-        raise _no_dataset(dataset_id)
+    """Remove a data set that no unfinished job needs. Reports made with it stay."""
+    find_dataset(dataset_id)
+    for job in _open_jobs():
+        if job.recipe.dataset == dataset_id:
+            raise Problem("dataset_in_use", f"{job.id} needs {dataset_id}; it is {job.state}.")
+    own().blobs.remove("datasets", dataset_id[3:])
     return Response(status=204)
 
 
@@ -180,6 +178,24 @@ def find_model(model_id: str) -> dict[str, Any]:
     meta = own().blobs.meta("models", model_id[4:]) if is_model_id(model_id) else None
     if meta is None:
         raise Problem("model_not_found", f"There is no model {model_id[:80]!a}.")
+    return meta
+
+
+def find_dataset(dataset_id: str) -> dict[str, Any]:
+    """Give what is known about a data set.
+
+    Args:
+        dataset_id: As the client wrote it.
+
+    Returns:
+        Its meta.
+
+    Raises:
+        Problem: `dataset_not_found`.
+    """
+    meta = own().blobs.meta("datasets", dataset_id[3:]) if is_dataset_id(dataset_id) else None
+    if meta is None:
+        raise Problem("dataset_not_found", f"There is no data set {dataset_id[:80]!a}.")
     return meta
 
 
@@ -249,5 +265,9 @@ def stored_document(store: str, meta: dict[str, Any]) -> dict[str, Any]:
     return {**meta, "links": {"self": f"/{store}/{meta['id']}"}}
 
 
-def _no_dataset(dataset_id: str) -> Problem:
-    return Problem("dataset_not_found", f"There is no data set {dataset_id[:80]!a}.")
+def _open_jobs() -> Iterator[Job]:
+    store = own().jobs
+    for job_id in store.open_ids():
+        job = store.get(job_id)
+        if job is not None and not job.is_terminal:
+            yield job

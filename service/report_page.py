@@ -1,6 +1,6 @@
 """What the report's page shows: the figures, and bars laid out for its charts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from jobs.report import Report
@@ -117,7 +117,25 @@ def _figures(report: Report) -> tuple[tuple[str, str, str], ...]:
             f"{human_bytes(report.speed.input_bytes_per_second)}/s of input",
         ),
         ("Verified", *verified),
+        *_answers(report),
     )
+
+
+def _answers(report: Report) -> Iterator[tuple[str, str, str]]:
+    quality = report.quality
+    if quality is None:
+        return
+    before, after, agreement = quality.before, quality.after, quality.agreement
+    inputs = "random inputs" if quality.data == "synthetic" else "the data set"
+    remark = f"mean cosine of {agreement.outputs} outputs with the model's, on {inputs}"
+    yield "Same answers", f"{agreement.mean_cosine:.5f}", remark
+    if after.accuracy is not None and before.accuracy is not None:
+        yield "Accuracy", f"{after.accuracy:.2%}", f"it was {before.accuracy:.2%}"
+    if after.perplexity is not None and before.perplexity is not None:
+        yield "Perplexity", f"{after.perplexity:.4g}", f"it was {before.perplexity:.4g}"
+    now, then = after.latency_seconds.get("1"), before.latency_seconds.get("1")
+    if now is not None and then is not None:
+        yield "Latency", f"{now * 1000:.1f} ms", f"of one row; it was {then * 1000:.1f} ms"
 
 
 def _sizes(report: Report) -> Chart:

@@ -5,13 +5,14 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from jobs.problems import Problem
+from jobs.problems import Detail, Problem
 from jobs.queue import ring
+from jobs.recipe import Recipe
 from planning.forecast import check_budget
 from service.contract import JSON, Form, Operation, declare, json_answer
 from service.documents import JobDocument, SubmitRequest
 from service.job_answers import answer_job, find_job
-from service.model_routes import MODEL_PROBLEMS, find_model
+from service.model_routes import MODEL_PROBLEMS, find_dataset, find_model
 from service.multipart import Multipart, is_multipart
 from service.parts import own, parts
 from service.plan_routes import known_levels
@@ -54,6 +55,8 @@ _FORM = Form(
             *MODEL_PROBLEMS,
             "unsupported_media_type",
             "model_not_found",
+            "dataset_not_found",
+            "evaluation_unsupported",
             "job_not_found",
             "invalid_recipe",
             "output_unsupported",
@@ -122,8 +125,29 @@ def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
             f"output.format compressed-tensors needs a transformers folder with its config.json; "
             f"the model is {meta['format']}. Leave output.format out.",
         )
+    if submission.recipe.evaluate is not None:
+        _check_evaluation(submission.recipe, meta["format"])
     levels, _ = known_levels()
     check_budget(files, submission.recipe, levels, "/spec")
+
+
+def _check_evaluation(recipe: Recipe, model_format: str) -> None:
+    if model_format != "transformers":
+        raise Problem(
+            "evaluation_unsupported",
+            f"evaluate runs transformers folders; the model is {model_format}. Upload the folder "
+            "with its config.json, or leave evaluate out.",
+            errors=[Detail("/spec/evaluate", "evaluation_unsupported", "needs a config.json")],
+        )
+    if recipe.output.format == "safetensors" and recipe.steps[-1].op == "quantize":
+        raise Problem(
+            "evaluation_unsupported",
+            "transformers does not open int8 in plain safetensors, so the artifact cannot be run. "
+            "Leave output.format or evaluate out.",
+            errors=[Detail("/spec/output/format", "evaluation_unsupported", "cannot be run")],
+        )
+    if recipe.dataset is not None:
+        find_dataset(recipe.dataset)
 
 
 def _accept(submission: Submission, key: str | None) -> Response:
@@ -132,6 +156,8 @@ def _accept(submission: Submission, key: str | None) -> Response:
         require_storage()
     # From here on the model counts as used.
     own().blobs.touch("models", submission.model.removeprefix("mdl_"))
+    if submission.recipe.dataset is not None:
+        own().blobs.touch("datasets", submission.recipe.dataset.removeprefix("ds_"))
     use_cache = not request.cache_control.no_cache
     job_id, is_new = accept(own(), submission, key, use_cache=use_cache)
     if is_new:

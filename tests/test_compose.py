@@ -181,3 +181,13 @@ def test_every_volume_that_is_mounted_is_declared():
 
     assert mounted - files == set(COMPOSE["volumes"])
     assert all((ROOT / source).is_file() for source in files)
+
+
+@pytest.mark.parametrize("room", ["service", "worker"])
+def test_an_image_holds_every_package(room):
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]
+    copied = re.findall(r"^COPY (\w+) \1$", (ROOT / room / "Dockerfile").read_text(), re.MULTILINE)
+
+    assert sorted(copied) == sorted(packages)

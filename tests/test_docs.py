@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 from jobs.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("jobs", "planning", "engine", "service", "worker", "modelpress", "local")
+ROOMS = ("jobs", "planning", "engine", "evaluation", "service", "worker", "modelpress", "local")
 MAP = (ROOT / "docs" / "architecture.md").read_text()
 
 

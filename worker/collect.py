@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from jobs.durable_files import fsync, write_json
 from jobs.job import Artifact, ArtifactFile
 from jobs.problems import Problem
+from jobs.quality import Ran
 from jobs.report import Report, Verification
 from jobs.safetensors_header import read_header
 
@@ -44,7 +45,7 @@ _LOOK_SECONDS = 0.2
 Check = Callable[[], None]
 #: Path, size and blake3 of a file.
 Row = dict[str, Any]
-Value = TypeVar("Value", Report, Verification)
+Value = TypeVar("Value", Report, Verification, Ran)
 
 
 @contextmanager
@@ -180,6 +181,21 @@ def read_verification(path: Path) -> Verification:
         Problem: `invalid_artifact`: there is none, or it is something else.
     """
     return _read(path, Verification)
+
+
+def read_ran(path: Path) -> Ran:
+    """Read what a runner that ran a model left.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it measured, checked against its schema.
+
+    Raises:
+        Problem: `invalid_artifact`: there is none, or it is something else.
+    """
+    return _read(path, Ran)
 
 
 def _read(path: Path, kind: type[Value]) -> Value:

@@ -23,15 +23,20 @@ from engine.pipeline import Progress, compress
 from engine.verification import verify
 from engine.verified_forms import claims_of
 from jobs.problems import Problem
-from jobs.recipe import parse_recipe
+from jobs.recipe import Evaluate, parse_recipe
 from jobs.report import Report
 
 ARTIFACT_NAME = "artifact"
 REPORT_NAME = "report.json"
 JOURNAL_NAME = "journal"
 VERIFICATION_NAME = "verification.json"
+#: What the original answers, for the artifact to be compared with.
+OUTPUTS_NAME = "outputs.safetensors"
+BEFORE_NAME = "before.json"
+AFTER_NAME = "after.json"
 _MOST_LOGGED = 4000
 
+Task = Literal["compress", "verify", "run_original", "run_artifact"]
 OnProgress = Callable[[Progress], None]
 
 
@@ -45,7 +50,9 @@ class Order:
         recipe: The recipe as plain values.
         device: Where to compute.
         idle_bytes: What the plan took an idle runner to hold; None where there was no plan.
-        task: `compress` makes an artifact and a report; `verify` compares both with the model.
+        task: `compress` makes an artifact and a report; `verify` compares both with the model;
+            `run_original` and then `run_artifact` run them and measure how they answer.
+        dataset: The uploaded file that models are run on; None for random inputs.
     """
 
     model_folder: str
@@ -53,7 +60,8 @@ class Order:
     recipe: dict[str, Any]
     device: Literal["cpu", "cuda"]
     idle_bytes: int | None = None
-    task: Literal["compress", "verify"] = "compress"
+    task: Task = "compress"
+    dataset: str | None = None
 
 
 def run(order: Order, pipe: int) -> None:
@@ -116,7 +124,44 @@ def _verify(order: Order, on_progress: OnProgress) -> None:
     (work / VERIFICATION_NAME).write_text(verification.model_dump_json())
 
 
-_TASKS = {"compress": _compress, "verify": _verify}
+def _run_original(order: Order, on_progress: OnProgress) -> None:
+    _run_model(order, BEFORE_NAME, on_progress)
+
+
+def _run_artifact(order: Order, on_progress: OnProgress) -> None:
+    _run_model(order, AFTER_NAME, on_progress)
+
+
+def _run_model(order: Order, name: str, on_progress: OnProgress) -> None:
+    work, model = Path(order.work_folder), Path(order.model_folder)
+    # Where the libraries would look for what they fetched, and write.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "home")}
+    # torch and transformers take seconds to import, and most jobs never need them.
+    from evaluation.running import run_artifact, run_original  # noqa: PLC0415
+
+    recipe = parse_recipe(order.recipe)
+    wanted = recipe.evaluate or Evaluate()
+    steps = len(recipe.steps)
+
+    def on_rows(rows: int) -> None:
+        phase = "evaluate the original" if name == BEFORE_NAME else "evaluate the artifact"
+        on_progress(Progress(phase, steps, steps, rows, wanted.rows, "rows"))
+
+    dataset = Path(order.dataset) if order.dataset else None
+    kept = work / OUTPUTS_NAME
+    if name == BEFORE_NAME:
+        ran = run_original(model, dataset, wanted, kept, on_rows)
+    else:
+        ran = run_artifact(work / ARTIFACT_NAME, model, dataset, wanted, kept, on_rows)
+    (work / name).write_text(ran.model_dump_json())
+
+
+_TASKS: dict[Task, Callable[[Order, OnProgress], None]] = {
+    "compress": _compress,
+    "verify": _verify,
+    "run_original": _run_original,
+    "run_artifact": _run_artifact,
+}
 
 
 def _out_of_memory() -> Problem:

@@ -94,9 +94,11 @@ class Runners:
             return None
         work = Path(order.work_folder)
         readable = [Path(order.model_folder)]
-        if order.task == "verify":
-            # It is being hashed meanwhile.
+        if order.task != "compress":
+            # It is being hashed meanwhile, or was.
             readable.append(work / ARTIFACT_NAME)
+        if order.dataset is not None:
+            readable.append(Path(order.dataset))
         return Sandbox(Place(self._hidden, tuple(readable), work, self.device == "cuda"))
 
     def _fork(self, order: Order, bounds: Bounds, sandbox: Sandbox | None) -> Runner:

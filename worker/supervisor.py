@@ -35,6 +35,7 @@ from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
 from worker.collect import measuring, read_report, read_verification, seal_artifact
 from worker.endings import Endings
+from worker.evaluating import orders_of, read_quality
 from worker.lease import Lease
 from worker.runner import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME, Order
 from worker.runner_process import Runner
@@ -222,10 +223,27 @@ class Supervisor:
             if outcome.kind != "done":
                 return outcome
             artifact = seal_artifact(work / ARTIFACT_NAME, _about(job), measured.result())
-        verification = read_verification(work / VERIFICATION_NAME)
+        report = report.verified(read_verification(work / VERIFICATION_NAME))
+        dataset = self._dataset(held)
+        if job.recipe.evaluate is not None:
+            for running in orders_of(order, dataset):
+                runner = self._start_runner(running, budget)
+                outcome = watch(runner, lease, limits, self._drain)
+                if outcome.kind != "done":
+                    return outcome
+            report = report.evaluated(read_quality(work, has_dataset=dataset is not None))
         _require_lease(held)
-        self._deliver(held, work, artifact, report.verified(verification))
+        self._deliver(held, work, artifact, report)
         return outcome
+
+    def _dataset(self, held: _Held) -> Path | None:
+        wanted = held.job.recipe.evaluate
+        if wanted is None or wanted.dataset is None:
+            return None
+        digest = wanted.dataset.removeprefix("ds_")
+        if held.stores.blobs.meta("datasets", digest) is None:
+            raise Problem("dataset_not_found", f"Data set {wanted.dataset} is no longer stored.")
+        return held.stores.blobs.files("datasets", digest) / "data"
 
     def _take_answer(self, held: _Held) -> bool:
         """End a job as one that equals it ended, where there is one by now."""

@@ -99,9 +99,12 @@ def test_what_does_not_decide_the_bytes_leaves_the_key(more):
         {"steps": [{"op": "quantize", "scheme": "w8a8"}]},
         {"steps": [{"op": "quantize", "scheme": "w8a16", "exclude": ["a"]}]},
         {"steps": [{"op": "prune", "sparsity": 0.5}, *STEPS["steps"]]},
+        {"steps": [{"op": "quantize", "scheme": "w8a16", "embeddings": True}]},
+        {"evaluate": {}},
+        {"evaluate": {"rows": 9}},
     ],
 )
-def test_what_decides_the_bytes_changes_the_key(more):
+def test_what_decides_the_bytes_or_the_report_changes_the_key(more):
     assert key(STEPS | more) != key(STEPS)
 
 

@@ -2,6 +2,7 @@ import pytest
 
 from jobs.gate import check, check_memory
 from jobs.problems import Problem
+from jobs.quality import Agreement, Quality, Running
 from jobs.recipe import Gate
 from jobs.report import ArtifactFacts, DeviceMemory, HostMemory, Memory, ModelFacts, Report
 
@@ -27,6 +28,68 @@ def test_a_result_above_the_limit_fails_with_what_was_measured(report):
     assert caught.value.code == "gate_failed"
     assert caught.value.extra["measured"] == {"size_ratio": report.artifact.size_ratio}
     assert caught.value.errors[0].pointer == "/gate/max_size_ratio"
+
+
+def running(**members):
+    common = {"rows_per_second": 1, "weight_bytes": 1, "resident_peak_bytes": 1, "seconds": 1}
+    return Running(**common, **{"latency_seconds": {"1": 1}, **members})
+
+
+@pytest.fixture
+def run_report(report):
+    quality = Quality(
+        data="dataset",
+        rows=10,
+        before=running(accuracy=0.75, perplexity=10.0, latency_seconds={"1": 0.5}),
+        after=running(accuracy=0.5, perplexity=11.0, latency_seconds={"1": 0.75}),
+        agreement=Agreement(
+            outputs=10,
+            of="logits",
+            mean_cosine=0.99,
+            least_cosine=0.9,
+            kl_divergence=0.125,
+            top1_agreement=0.875,
+        ),
+    )
+    return report.model_copy(update={"quality": quality})
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "missed"),
+    [
+        ("min_cosine", 0.99, 0.9900001),
+        ("max_kl_divergence", 0.125, 0.1249999),
+        ("min_top1_agreement", 0.875, 0.8750001),
+        ("max_accuracy_drop", 0.25, 0.2499999),
+        ("max_perplexity_ratio", 1.1, 1.0999999),
+        ("max_latency_ratio", 1.5, 1.4999999),
+    ],
+)
+def test_a_condition_on_answers_is_met_at_its_limit_and_not_beyond(run_report, name, limit, missed):
+    check(run_report, Gate(**{name: limit}))
+
+    with pytest.raises(Problem) as caught:
+        check(run_report, Gate(**{name: missed}))
+    assert [detail.pointer for detail in caught.value.errors] == [f"/gate/{name}"]
+    assert caught.value.extra["measured"] == {name.partition("_")[2]: pytest.approx(limit)}
+    assert caught.value.extra["limits"] == {name: missed}
+
+
+def test_every_condition_that_is_not_met_is_told(run_report):
+    with pytest.raises(Problem) as caught:
+        check(run_report, Gate(max_size_ratio=0.1, min_cosine=1.0, max_kl_divergence=1.0))
+
+    pointers = {detail.pointer for detail in caught.value.errors}
+    assert pointers == {"/gate/max_size_ratio", "/gate/min_cosine"}
+
+
+@pytest.mark.parametrize("name", ["max_accuracy_drop", "max_perplexity_ratio"])
+def test_a_condition_on_what_was_not_measured_is_not_met(run_report, name):
+    quality = run_report.quality
+    silent = quality.model_copy(update={"before": running(), "after": running()})
+
+    with pytest.raises(Problem, match="cannot be judged"):
+        check(run_report.model_copy(update={"quality": silent}), Gate(**{name: 1}))
 
 
 def measured(peak_bytes, budget_bytes, device=None):

@@ -5,7 +5,7 @@ import pytest
 
 from jobs.blobs import now_ms
 from jobs.job import JobResult, JobSpec, created_ms_of, new_job_id
-from jobs.recipe import load_recipe
+from jobs.recipe import load_recipe, parse_recipe
 from jobs.retention import expire
 from jobs.settings import Settings
 from jobs.store import connect
@@ -27,11 +27,11 @@ def keeping(**days):
     return Settings(**{f"keep_{name}_days": value for name, value in days.items()})
 
 
-def add_job(stores, days, state=None):
+def add_job(stores, days, state=None, recipe=RECIPE):
     """Add a job that is as old as that and ended at once, or has not ended."""
     made_ms = now_ms() - round(days * DAY_MS)
     job_id = f"job_{made_ms:012x}" + new_job_id()[16:]
-    spec = JobSpec(id=job_id, model=f"mdl_{MODEL}", recipe=RECIPE, created_ms=made_ms)
+    spec = JobSpec(id=job_id, model=f"mdl_{MODEL}", recipe=recipe, created_ms=made_ms)
     stores.blobs.write_spec(spec)
     result = state and JobResult(id=job_id, state=state, attempt=1, finished_ms=made_ms + 1)
     if result:
@@ -101,14 +101,18 @@ def test_models_and_data_sets_go_when_they_were_not_used_for_so_long(stores):
     assert list((stores.blobs.root / "staging").iterdir()) == []
 
 
-def test_a_model_of_an_open_job_stays(stores):
+def test_a_model_and_a_data_set_of_an_open_job_stay(stores):
     add_model(stores, 3)
-    job_id = add_job(stores, 3)
+    add_model(stores, 3, "datasets")
+    evaluating = parse_recipe(
+        {"steps": [{"op": "prune", "sparsity": 0.5}], "evaluate": {"dataset": f"ds_{MODEL}"}}
+    )
+    job_id = add_job(stores, 3, recipe=evaluating)
 
     assert expire(stores, keeping(models=2)) == []
 
     stores.jobs.cancel(job_id)
-    assert expire(stores, keeping(models=2)) == [f"mdl_{MODEL}"]
+    assert expire(stores, keeping(models=2)) == [f"mdl_{MODEL}", f"ds_{MODEL}"]
 
 
 def test_an_upload_of_the_same_bytes_counts_as_use(stores):

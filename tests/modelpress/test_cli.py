@@ -3,6 +3,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from click.testing import CliRunner
 from flask import Response
 
@@ -61,6 +62,28 @@ def test_run_tells_its_progress_in_lines_on_standard_error(service, run):
     assert "job job_0000" in lines
     assert "running: quantize (step 1 of 1): 5 of 10 tensors, 2.5s left" in lines
     assert lines[-1].endswith("digests verified")
+
+
+@pytest.mark.parametrize("words", [("run", "-o", "out"), ("submit",)])
+def test_a_data_set_is_uploaded_and_named_in_the_recipe(
+    service, invoke, model_file, tmp_path, words
+):
+    recipe = tmp_path / "evaluating.yaml"
+    recipe.write_text("steps: [{op: quantize, scheme: w8a16}]\nevaluate: {rows: 9}\n")
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"text": "a"}\n')
+    known = "ds_" + "1" * 64
+
+    for dataset in (lines, known):
+        service.will("succeeded")
+        words = [str(tmp_path / word) if word == "out" else word for word in words]
+        done = invoke(*words, model_file, "--recipe", recipe, "--dataset", dataset)
+        assert done.exit_code == 0, done.output
+
+    asked = [job["recipe"]["evaluate"] for job in service.jobs.values()]
+    uploaded = "ds_" + blake3(lines.read_bytes()).hexdigest()
+    assert asked == [{"rows": 9, "dataset": uploaded}, {"rows": 9, "dataset": known}]
+    assert len(service.requests("POST", "/datasets")) == 1
 
 
 def test_json_is_all_that_is_on_standard_output(service, run):

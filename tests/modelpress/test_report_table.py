@@ -38,6 +38,20 @@ def test_the_third_line_tells_what_was_verified_where_it_was(report):
     assert "verified" not in printed(unverified)
 
 
+def test_what_running_the_model_gave_is_told_where_it_was_run(report):
+    text = printed(report)
+
+    assert text.splitlines()[3] == (
+        "answers: cosine 0.9991, lowest 0.98, KL 0.012, same first choice 97.00% "
+        "(100 outputs, data set)"
+    )
+    rows = [line.split() for line in text.splitlines()]
+    assert ["perplexity", "2.718", "2.858"] in rows
+    assert ["latency,", "batch", "1", "20.0", "ms", "30.0", "ms"] in rows
+    assert not [row for row in rows if row[:1] == ["accuracy"]]
+    assert "answers" not in printed(report | {"quality": None})
+
+
 def test_the_ten_tensors_with_the_largest_error_come_first(report):
     text = printed(report)
 

@@ -129,6 +129,69 @@ def test_compressed_tensors_needs_a_transformers_folder(client, model_id, recipe
     assert (answer.status_code, answer.json["code"]) == (422, "output_unsupported")
 
 
+def upload_folder(client, checkpoint, config) -> str:
+    buffer = io.BytesIO()
+    files = (("config.json", json.dumps(config).encode()), ("model.safetensors", checkpoint))
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return client.post("/models", data=buffer.getvalue()).json["id"]
+
+
+def test_a_data_set_is_named_by_the_recipe_and_stays_while_the_job_is_open(
+    client, checkpoint, recipe
+):
+    model = upload_folder(client, checkpoint, {"model_type": "bert"})
+    dataset = client.post("/datasets", data=b'{"text": "a"}').json["id"]
+    spec = recipe | {"evaluate": {"dataset": dataset}}
+
+    job = client.post("/jobs", json={"model": model, "spec": spec})
+    refused = client.delete(f"/datasets/{dataset}")
+    client.post(f"/jobs/{job.json['id']}/cancel")
+
+    assert job.status_code == 202
+    assert job.json["recipe"]["evaluate"]["dataset"] == dataset
+    assert (refused.status_code, refused.json["code"]) == (409, "dataset_in_use")
+    assert job.json["id"] in refused.json["detail"]
+    assert client.delete(f"/datasets/{dataset}").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "code", "pointer"),
+    [
+        ({"evaluate": {"dataset": "ds_" + "0" * 64}}, 404, "dataset_not_found", None),
+        ({"evaluate": {"dataset": "data.jsonl"}}, 422, "invalid_recipe", "/spec/evaluate/dataset"),
+        ({"evaluate": {"rows": 0}}, 422, "invalid_recipe", "/spec/evaluate/rows"),
+        ({"gate": {"min_cosine": 0.9}}, 422, "invalid_recipe", "/spec"),
+        (
+            {"evaluate": {}, "output": {"format": "safetensors"}},
+            422,
+            "evaluation_unsupported",
+            "/spec/output/format",
+        ),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_at_once(
+    client, checkpoint, more, status, code, pointer
+):
+    model = upload_folder(client, checkpoint, {"model_type": "bert"})
+    spec = {"steps": [{"op": "quantize", "scheme": "w8a16"}], **more}
+
+    answer = client.post("/jobs", json={"model": model, "spec": spec})
+
+    assert (answer.status_code, answer.json["code"]) == (status, code)
+    assert [error["pointer"] for error in answer.json["errors"]] == [pointer] * bool(pointer)
+
+
+def test_a_model_without_a_config_cannot_be_evaluated(client, model_id, recipe):
+    answer = client.post("/jobs", json={"model": model_id, "spec": recipe | {"evaluate": {}}})
+
+    assert (answer.status_code, answer.json["code"]) == (422, "evaluation_unsupported")
+    assert answer.json["errors"][0]["pointer"] == "/spec/evaluate"
+
+
 def test_a_target_that_int8_does_not_reach_is_refused_with_the_smallest_that_works(
     client, model_id
 ):
@@ -149,14 +212,8 @@ def test_a_target_that_int8_does_not_reach_is_refused_with_the_smallest_that_wor
 
 
 def test_a_model_that_is_quantized_already_is_refused(client, checkpoint, recipe):
-    buffer = io.BytesIO()
-    config = json.dumps({"quantization_config": {"quant_method": "awq"}}).encode()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in (("config.json", config), ("model.safetensors", checkpoint)):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    model = client.post("/models", data=buffer.getvalue()).json["id"]
+    config = {"quantization_config": {"quant_method": "awq"}}
+    model = upload_folder(client, checkpoint, config)
 
     answer = client.post("/jobs", json={"model": model, "spec": recipe})
 

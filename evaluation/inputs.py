@@ -1,0 +1,203 @@
+"""What models are run on: batches of a data set, or of seeded random values."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.datasets import read_rows
+from evaluation.labels import label_index
+from jobs.problems import Problem
+from jobs.recipe import Evaluate
+
+#: What a model is given that says which of its inputs are padding.
+MASK = "attention_mask"
+_DEFAULT_IMAGE_SIDE = 224
+_DECODER_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of some rows.
+
+    Attributes:
+        inputs: What ``forward`` takes, by name, [B, …].
+        labels: Right answers, int64 [B]; None where there are none.
+        mask: Which places of a row hold tokens, bool [B, T]; None where all do.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor | None = None
+    mask: torch.Tensor | None = field(default=None)
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(next(iter(self.inputs.values())))
+
+
+def batches_of(
+    model: Any,  # noqa: ANN401 - transformers has no types
+    folder: Path,
+    dataset: Path | None,
+    wanted: Evaluate,
+) -> Iterator[Batch]:
+    """Give the inputs of a model, batch by batch, the same each time.
+
+    Args:
+        model: Whose; the original or the artifact.
+        folder: Where its tokenizer is.
+        dataset: The uploaded file; None for random values.
+        wanted: How many rows, how long, and the seed.
+
+    Yields:
+        Batches of at most `wanted.batch_size` rows.
+
+    Raises:
+        Problem: `invalid_dataset`, with the row; `evaluation_failed`.
+    """
+    if dataset is None:
+        yield from _random_batches(model, wanted)
+        return
+    encode = None
+    for rows in read_rows(dataset, wanted.batch_size, wanted.rows):
+        if isinstance(rows, dict):
+            yield _tensor_batch(model, rows)
+            continue
+        encode = encode or _encoder(folder, wanted)
+        yield _text_batch(model, encode(rows.texts), rows.labels)
+
+
+def _tensor_batch(model: Any, rows: dict[str, torch.Tensor]) -> Batch:  # noqa: ANN401
+    takes = set(inspect.signature(model.forward).parameters)
+    labels = rows.pop("labels", None)
+    unknown = sorted(set(rows) - takes)
+    if unknown or model.main_input_name not in rows:
+        raise Problem(
+            "invalid_dataset",
+            f"The data set has the fields {sorted(rows)}; a {type(model).__name__} takes "
+            f"{model.main_input_name!r} and may take {sorted(takes - {model.main_input_name})}.",
+        )
+    weight = next(model.parameters())
+    inputs = {
+        name: tensor.to(weight.dtype) if tensor.is_floating_point() else tensor.long()
+        for name, tensor in rows.items()
+    }
+    _require_known(model, inputs.get("input_ids"))
+    if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
+        raise Problem(
+            "invalid_dataset",
+            f"The labels are {labels.dtype} of {list(labels.shape)}; one whole number is needed "
+            "for each row.",
+        )
+    mask = inputs[MASK].bool() if MASK in inputs else None
+    return Batch(inputs, None if labels is None else labels.long(), mask)
+
+
+def _require_known(model: Any, ids: torch.Tensor | None) -> None:  # noqa: ANN401
+    if ids is None:
+        return
+    size = model.config.get_text_config().vocab_size
+    wrong = ((ids < 0) | (ids >= size)).nonzero()
+    if len(wrong):
+        row, place = wrong[0].tolist()[:2]
+        raise Problem(
+            "invalid_dataset",
+            f"input_ids of row {row} of a batch has {int(ids[row, place])} at place {place}; the "
+            f"model knows tokens from 0 to {size - 1}.",
+        )
+
+
+def _text_batch(model: Any, inputs: dict[str, torch.Tensor], labels: list[Any] | None) -> Batch:  # noqa: ANN401
+    takes = set(inspect.signature(model.forward).parameters)
+    mask = inputs[MASK].bool()
+    known = {name: tensor for name, tensor in inputs.items() if name in takes}
+    found = None if labels is None else torch.tensor([label_index(v, model) for v in labels])
+    return Batch(_with_decoder(model, known), found, mask)
+
+
+def _encoder(folder: Path, wanted: Evaluate) -> Any:  # noqa: ANN401
+    from transformers import AutoTokenizer  # noqa: PLC0415 - only text needs it
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise Problem(
+            "evaluation_failed",
+            "The data set holds text, and the model's folder no tokenizer that opens: "
+            f"{' '.join(str(error).split())[:300]}",
+        ) from error
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+
+    def encode(texts: list[str]) -> dict[str, torch.Tensor]:
+        return dict(
+            tokenizer(
+                texts,
+                padding=True,
+                truncation=True,
+                max_length=wanted.max_length,
+                return_tensors="pt",
+                return_attention_mask=True,
+            )
+        )
+
+    return encode
+
+
+def _random_batches(model: Any, wanted: Evaluate) -> Iterator[Batch]:  # noqa: ANN401
+    generator = torch.Generator().manual_seed(wanted.seed)
+    left = wanted.rows
+    while left:
+        count = min(wanted.batch_size, left)
+        left -= count
+        yield Batch(_with_decoder(model, _random_inputs(model, count, wanted, generator)))
+
+
+def _random_inputs(
+    model: Any,  # noqa: ANN401
+    count: int,
+    wanted: Evaluate,
+    generator: torch.Generator,
+) -> dict[str, torch.Tensor]:
+    config, name = model.config, model.main_input_name
+    dtype = next(model.parameters()).dtype
+    if name == "input_ids":
+        text = config.get_text_config()
+        longest = getattr(text, "max_position_embeddings", None) or wanted.max_length
+        length = min(wanted.max_length, longest)
+        ids = torch.randint(text.vocab_size, (count, length), generator=generator)
+        return {name: ids}
+    if name == "pixel_values":
+        side = getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIDE
+        height, width = (side, side) if isinstance(side, int) else tuple(side)
+        channels = getattr(config, "num_channels", 3)
+        pixels = torch.randn(count, channels, height, width, generator=generator)
+        return {name: pixels.to(dtype)}
+    if name == "input_features":
+        frames = 2 * config.max_source_positions
+        features = torch.randn(count, config.num_mel_bins, frames, generator=generator)
+        return {name: features.to(dtype)}
+    raise Problem(
+        "evaluation_failed",
+        f"A {type(model).__name__} takes {name!r}, for which there are no random inputs. Give "
+        "evaluate.dataset.",
+    )
+
+
+def _with_decoder(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    """Have an encoder-decoder begin its answer."""
+    if not model.config.is_encoder_decoder or "decoder_input_ids" in inputs:
+        return inputs
+    text = model.config.get_text_config(decoder=True)
+    first = getattr(text, "decoder_start_token_id", None) or 0
+    # A config that says nothing of it has its class's default, which its vocabulary may lack.
+    first = first if first < text.vocab_size else 0
+    count = len(next(iter(inputs.values())))
+    return {**inputs, "decoder_input_ids": torch.full((count, _DECODER_TOKENS), first)}

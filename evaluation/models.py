@@ -1,0 +1,93 @@
+"""Opens transformers folders with the library's own classes, and nothing that they bring along."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from jobs.problems import Problem
+
+#: What a config could name to have code fetched or run.
+_UNTRUSTED_KEYS = ("auto_map", "attn_implementation", "_attn_implementation")
+_CONFIG_NAME = "config.json"
+
+
+def open_model(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
+    """Open a model to be run.
+
+    Args:
+        folder: A transformers folder: the original, or an artifact in compressed-tensors.
+
+    Returns:
+        A ``PreTrainedModel`` in evaluation mode, of the class that its config names, with every
+        weight from the folder.
+
+    Raises:
+        Problem: `unknown_architecture`: the installed transformers has no such class;
+            `evaluation_failed`: it does not open, or a weight is missing.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    members = json.loads((folder / _CONFIG_NAME).read_bytes())
+    model_class = _class_of(members)
+    config = model_class.config_class.from_dict(
+        {key: value for key, value in members.items() if key not in _UNTRUSTED_KEYS}
+    )
+    try:
+        model, loaded = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype="auto",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        # The library raises whatever it meets on the way.
+        raise Problem(
+            "evaluation_failed",
+            f"{model_class.__name__} does not open the folder: {_short(error)}",
+        ) from error
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise Problem(
+            "evaluation_failed",
+            f"The folder lacks {len(missing)} weights of a {model_class.__name__}, such as "
+            f"{missing[0]!r}; run with random ones, it would tell nothing.",
+        )
+    return model.eval()
+
+
+def _class_of(config: dict[str, Any]) -> Any:  # noqa: ANN401
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    found: Any = getattr(transformers, name, None) if isinstance(name, str) else None
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    if not is_model:
+        raise Problem(
+            "unknown_architecture",
+            f"{_CONFIG_NAME} names the architecture {str(name)[:100]!a}, which transformers "
+            f"{transformers.__version__} does not have; evaluate runs its own classes only.",
+        )
+    if found.config_class.model_type != config.get("model_type"):
+        raise Problem(
+            "unknown_architecture",
+            f"{_CONFIG_NAME} names {name} and the model_type {config.get('model_type')!a}, which "
+            "are not of one model.",
+        )
+    return found
+
+
+def resident_parameter_bytes(model: torch.nn.Module) -> int:
+    """Give the bytes of a model's weights and buffers as they are held now, each once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,145 @@
+"""What of a model's output is compared, and what it says of right answers.
+
+Dimension key: B rows, T tokens, W values of one output, N outputs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+
+from evaluation.inputs import Batch
+from jobs.problems import Problem
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a batch came to.
+
+    Attributes:
+        outputs: Some of the outputs, the same places for every model, float32 [N, W].
+        is_distribution: Whether they are logits.
+        loss_sum: Sum of cross-entropies in nats; None where nothing says what is right.
+        predictions: How many those were.
+        correct: How many rows had their label as first choice; None without labels.
+        tokens: How many tokens the batch had, padding apart; None where inputs are none.
+    """
+
+    outputs: torch.Tensor
+    is_distribution: bool
+    loss_sum: float | None
+    predictions: int
+    correct: int | None
+    tokens: int | None
+
+
+def read_answers(model: Any, batch: Batch, output: Any, places: int) -> Answers:  # noqa: ANN401
+    """Take what is compared out of a model's output.
+
+    Args:
+        model: Whose.
+        batch: What it was given.
+        output: What it gave.
+        places: How many tokens of a row are compared, where each has logits; spread evenly.
+
+    Returns:
+        The answers.
+
+    Raises:
+        Problem: `evaluation_failed`: the output holds neither logits nor hidden states.
+    """
+    logits, hidden = _first(output, "logits"), _first(output, "last_hidden_state")
+    tokens = _tokens(model, batch)
+    if logits is None and hidden is not None:
+        return Answers(_averaged(hidden, batch.mask), False, None, 0, None, tokens)
+    if logits is None:
+        raise Problem(
+            "evaluation_failed",
+            f"A {type(model).__name__} gives neither logits nor hidden states to compare.",
+        )
+    if logits.ndim != 3:
+        rows = logits.flatten(1).float()
+        return Answers(rows, True, *_of_labels(rows, batch.labels), tokens)
+    if logits.shape[1] != _length(batch):
+        # A decoder's own tokens, or queries of an image: all of them are real.
+        return Answers(_spread(logits, None, places), True, None, 0, None, tokens)
+    chosen = _spread(logits, batch.mask, places)
+    if not _is_causal(model):
+        return Answers(chosen, True, None, 0, None, tokens)
+    return Answers(chosen, True, *_of_tokens(logits, batch), None, tokens)
+
+
+def _first(output: Any, name: str) -> torch.Tensor | None:  # noqa: ANN401
+    found = getattr(output, name, None)
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _is_causal(model: Any) -> bool:  # noqa: ANN401
+    from transformers.models.auto.modeling_auto import (  # noqa: PLC0415 - slow to import
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    )
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
+    return type(model).__name__ == name and not model.config.is_encoder_decoder
+
+
+def _length(batch: Batch) -> int:
+    ids = batch.inputs.get("input_ids")
+    return -1 if ids is None else ids.shape[1]
+
+
+def _tokens(model: Any, batch: Batch) -> int | None:  # noqa: ANN401
+    if model.main_input_name != "input_ids":
+        return None
+    if batch.mask is not None:
+        return int(batch.mask.sum())
+    return batch.inputs["input_ids"].numel()
+
+
+def _averaged(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    if hidden.ndim == 4:
+        # An image's features, [B, W, height, width].
+        return hidden.float().mean(dim=(2, 3))
+    if mask is None or mask.shape != hidden.shape[:2]:
+        return hidden.float().flatten(1, -2).mean(dim=1)
+    kept = mask[..., None].float()
+    return (hidden.float() * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def _spread(logits: torch.Tensor, mask: torch.Tensor | None, places: int) -> torch.Tensor:
+    """Take some places of each row, evenly spread over those that are no padding."""
+    taken = []
+    for row in range(len(logits)):
+        valid = torch.arange(logits.shape[1]) if mask is None else mask[row].nonzero()[:, 0]
+        if len(valid) > places:
+            valid = valid[torch.linspace(0, len(valid) - 1, places).round().long()]
+        taken.append(logits[row, valid].float())
+    return torch.cat(taken)
+
+
+def _of_labels(
+    logits: torch.Tensor, labels: torch.Tensor | None
+) -> tuple[float | None, int, int | None]:
+    if labels is None:
+        return None, 0, None
+    if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise Problem(
+            "invalid_dataset",
+            f"The labels go from {int(labels.min())} to {int(labels.max())}; the model has "
+            f"{logits.shape[1]} classes.",
+        )
+    loss = F.cross_entropy(logits.double(), labels, reduction="sum")
+    return float(loss), len(labels), int((logits.argmax(1) == labels).sum())
+
+
+def _of_tokens(logits: torch.Tensor, batch: Batch) -> tuple[float | None, int]:
+    """Give the loss of each token after all before it, padding apart."""
+    targets = batch.inputs["input_ids"][:, 1:].clone()
+    if batch.mask is not None:
+        targets[~batch.mask[:, 1:]] = -100
+    total, count = 0.0, int((targets != -100).sum())
+    for row, target in zip(logits[:, :-1], targets, strict=True):
+        # A row at a time: in doubles, all rows would take several times what the model took.
+        total += float(F.cross_entropy(row.float(), target, ignore_index=-100, reduction="sum"))
+    return (total, count) if count else (None, 0)

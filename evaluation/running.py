@@ -1,0 +1,237 @@
+"""Runs one model over all inputs, and keeps what the other one is compared with."""
+
+import math
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from evaluation.agreement import AgreementSum
+from evaluation.inputs import Batch, batches_of
+from evaluation.models import open_model, resident_parameter_bytes
+from evaluation.outputs import Answers, read_answers
+from jobs.problems import Problem
+from jobs.quality import Agreement, Ran, Running
+from jobs.recipe import Evaluate
+
+OnRows = Callable[[int], None]
+
+#: The original's outputs, kept for the artifact to be compared with.
+_MOST_KEPT_BYTES = 64 * 1024**2
+_LATENCY_BATCHES = (1, 8)
+_LATENCY_RUNS = 9
+_LATENCY_SECONDS = 2.0
+
+
+@dataclass
+class _Sums:
+    rows: int = 0
+    tokens: int | None = None
+    loss: float | None = None
+    predictions: int = 0
+    correct: int | None = None
+    seconds: float = 0.0
+
+    def add(self, answers: Answers, rows: int, seconds: float) -> None:
+        self.rows += rows
+        self.seconds += seconds
+        self.predictions += answers.predictions
+        self.tokens = _plus(self.tokens, answers.tokens)
+        self.loss = _plus(self.loss, answers.loss_sum)
+        self.correct = _plus(self.correct, answers.correct)
+
+
+def _plus(first: Any, second: Any) -> Any:  # noqa: ANN401 - None or a number
+    return first if second is None else (first or 0) + second
+
+
+def run_original(
+    folder: Path, dataset: Path | None, wanted: Evaluate, kept: Path, on_rows: OnRows
+) -> Ran:
+    """Run the original, and keep what it answers.
+
+    Args:
+        folder: Its files.
+        dataset: The uploaded file; None for random inputs.
+        wanted: How many rows.
+        kept: Where its outputs go, at most 64 MiB of them.
+        on_rows: Told how many rows are done.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        Problem: `invalid_dataset`, `evaluation_failed`, `unknown_architecture`.
+    """
+    outputs: list[torch.Tensor] = []
+    answers = None
+
+    def keep(found: Answers) -> None:
+        nonlocal answers
+        answers = found
+        outputs.append(found.outputs)
+
+    ran = _run(folder, folder, dataset, wanted, keep, on_rows)
+    if answers is None:
+        raise Problem("invalid_dataset", "The data set has no rows.")
+    save_file(
+        {"outputs": torch.cat(outputs).contiguous()},
+        kept,
+        {"of": "logits" if answers.is_distribution else "hidden_states"},
+    )
+    return ran
+
+
+def run_artifact(
+    folder: Path,
+    original: Path,
+    dataset: Path | None,
+    wanted: Evaluate,
+    kept: Path,
+    on_rows: OnRows,
+) -> Ran:
+    """Run the artifact on the same inputs, and compare.
+
+    Args:
+        folder: Its files.
+        original: The original's, for its tokenizer.
+        dataset: As for the original.
+        wanted: As for the original.
+        kept: What the original answered.
+        on_rows: Told how many rows are done.
+
+    Returns:
+        What was measured, and how far it is from the original.
+
+    Raises:
+        Problem: `evaluation_failed`, and as for the original.
+    """
+    expected = load_file(kept)["outputs"]
+    total: AgreementSum | None = None
+
+    def compare(found: Answers) -> None:
+        nonlocal total
+        total = total or AgreementSum(found.is_distribution)
+        rows = expected[total.outputs : total.outputs + len(found.outputs)]
+        if rows.shape != found.outputs.shape:
+            raise Problem(
+                "evaluation_failed",
+                f"The artifact gives outputs of {list(found.outputs.shape)}, the original of "
+                f"{list(rows.shape)}.",
+            )
+        total.add(rows, found.outputs)
+
+    ran = _run(folder, original, dataset, wanted, compare, on_rows)
+    if total is None:
+        raise Problem("invalid_dataset", "The data set has no rows.")
+    agreement = Agreement(
+        outputs=total.outputs,
+        of="logits" if total.is_distribution else "hidden_states",
+        mean_cosine=total.mean_cosine,
+        least_cosine=total.least_cosine,
+        kl_divergence=total.mean_divergence,
+        top1_agreement=total.same_choices,
+    )
+    return ran.model_copy(update={"agreement": agreement})
+
+
+def _run(
+    folder: Path,
+    original: Path,
+    dataset: Path | None,
+    wanted: Evaluate,
+    take: Callable[[Answers], None],
+    on_rows: OnRows,
+) -> Ran:
+    started = time.perf_counter()
+    model = open_model(folder)
+    sums = _Sums()
+    first: Batch | None = None
+    with torch.inference_mode():
+        for batch in batches_of(model, original, dataset, wanted):
+            first = first or batch
+            begun = time.perf_counter()
+            output = _forward(model, batch, sums.rows, has_dataset=dataset is not None)
+            seconds = time.perf_counter() - begun
+            answers = read_answers(model, batch, output, _places(output, wanted))
+            del output
+            _require_finite(answers, sums.rows)
+            take(answers)
+            sums.add(answers, batch.rows, seconds)
+            on_rows(sums.rows)
+        latency = _latency(model, first) if first else {}
+    running = Running(
+        loss=_mean(sums.loss, sums.predictions),
+        perplexity=_perplexity(sums),
+        accuracy=_mean(sums.correct, sums.rows),
+        latency_seconds=latency,
+        rows_per_second=sums.rows / sums.seconds if sums.seconds else 0.0,
+        tokens_per_second=None if sums.tokens is None else sums.tokens / sums.seconds,
+        weight_bytes=resident_parameter_bytes(model),
+        resident_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        seconds=time.perf_counter() - started,
+    )
+    return Ran(running=running, rows=sums.rows, tokens=sums.tokens, agreement=None)
+
+
+def _forward(model: Any, batch: Batch, row: int, *, has_dataset: bool) -> Any:  # noqa: ANN401
+    try:
+        return model(**batch.inputs)
+    except (ValueError, TypeError, IndexError, AssertionError, RuntimeError) as error:
+        if "allocate memory" in str(error):
+            raise MemoryError from error
+        reason = " ".join(str(error).split())[:300]
+        code = "invalid_dataset" if has_dataset else "evaluation_failed"
+        raise Problem(
+            code,
+            f"A {type(model).__name__} does not take the rows from {row} on: {reason}",
+            extra={"row": row},
+        ) from error
+
+
+def _places(output: Any, wanted: Evaluate) -> int:  # noqa: ANN401 - transformers has no types
+    """Give how many places of a row can be kept, so that those of all rows fit."""
+    logits = getattr(output, "logits", None)
+    if logits is None or logits.ndim != 3:
+        return 1
+    return max(1, _MOST_KEPT_BYTES // (4 * int(logits.shape[-1]) * wanted.rows))
+
+
+def _require_finite(answers: Answers, row: int) -> None:
+    if not bool(torch.isfinite(answers.outputs).all()):
+        raise Problem(
+            "evaluation_failed",
+            f"The model answers NaN or infinity somewhere in the rows from {row} on.",
+        )
+
+
+def _latency(model: Any, batch: Batch) -> dict[str, float]:  # noqa: ANN401
+    """Give the median seconds of one forward, by batch size."""
+    found = {}
+    for size in _LATENCY_BATCHES:
+        repeated = torch.arange(size) % batch.rows
+        inputs = {name: tensor[repeated] for name, tensor in batch.inputs.items()}
+        model(**inputs)
+        seconds: list[float] = []
+        while len(seconds) < _LATENCY_RUNS and sum(seconds) < _LATENCY_SECONDS:
+            started = time.perf_counter()
+            model(**inputs)
+            seconds.append(time.perf_counter() - started)
+        found[str(size)] = statistics.median(seconds)
+    return found
+
+
+def _mean(total: float | None, count: int) -> float | None:
+    return None if total is None or not count else total / count
+
+
+def _perplexity(sums: _Sums) -> float | None:
+    if sums.loss is None or sums.correct is not None:
+        return None
+    return math.exp(min(sums.loss / sums.predictions, 700.0))

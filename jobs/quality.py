@@ -1,0 +1,72 @@
+"""What a report says of how a model answers, before its compression and after."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Bytes = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Running(_Value):
+    """What running one of the two models gave, in a process that it had for itself."""
+
+    loss: float | None = Field(
+        None, description="Mean cross-entropy in nats: of a row's label, or of a token after all "
+        "before it. None where there is neither.",
+    )  # fmt: skip
+    perplexity: float | None = Field(None, description="e to the loss, of causal language models.")
+    accuracy: float | None = Field(None, description="Fraction of rows with the right label.")
+    latency_seconds: dict[str, Seconds] = Field(
+        description="Median of one forward, by batch size; inputs as long as the longest row."
+    )
+    rows_per_second: float = Field(description="Over all rows, in batches.")
+    tokens_per_second: float | None = Field(None, description="The same by token, padding apart.")
+    weight_bytes: Bytes = Field(description="What its weights took in memory while it ran.")
+    resident_peak_bytes: Bytes = Field(description="Of the whole process, libraries included.")
+    seconds: Seconds = Field(description="Of the process: libraries, loading, all rows, latency.")
+
+
+class Agreement(_Value):
+    """How far the artifact's outputs are from the original's for the same inputs."""
+
+    outputs: Count = Field(description="Pairs compared.")
+    of: Literal["logits", "hidden_states"] = Field(
+        description="`hidden_states`: averaged over a row's tokens or places."
+    )
+    mean_cosine: float = Field(description="Mean cosine similarity; 1 is equal.")
+    least_cosine: float = Field(description="The smallest of any pair.")
+    kl_divergence: float | None = Field(
+        None, description="Mean Kullback-Leibler divergence from the original in nats, of logits."
+    )
+    top1_agreement: float | None = Field(
+        None, description="Fraction of logits with the same first choice."
+    )
+
+
+class Ran(_Value):
+    """What running one model gave, as the process that ran it writes it down."""
+
+    running: Running
+    rows: Count
+    tokens: Count | None
+    agreement: Agreement | None
+
+
+class Quality(_Value):
+    """What running the model before and after gave."""
+
+    data: Literal["dataset", "synthetic"] = Field(
+        description="`synthetic`: seeded random inputs, which say how far outputs moved and "
+        "nothing of what the model is good at."
+    )
+    rows: Count
+    tokens: Count | None = None
+    before: Running
+    after: Running
+    agreement: Agreement
