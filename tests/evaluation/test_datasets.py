@@ -78,7 +78,7 @@ def zipped(**files):
         (b'{"text": 1}\n', "Line 1 is no object with a text"),
         (b'{"text": "a"}\n[]\n', "Line 2 is no object with a text"),
         (b'{"text": "a"}\n{"text": \n', "Line 2 is not JSON"),
-        (b'{"text": "a", "lable": 1}', "Line 1 has the member 'lable'"),
+        (b'{"text": "a", "lbl": 1}', "Line 1 has the member 'lbl'"),
         (b'{"text": "a", "label": 1}\n{"text": "b"}', "Line 2 has no label"),
         (b'{"text": "a"}\n{"text": "b", "label": 1}', "Line 2 has a label"),
         (b'{"text": "' + b"a" * 5 * 2**20 + b'"}', "Line 1 is longer than 4194304 bytes"),
