@@ -118,8 +118,10 @@ def _follow(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> 
     wake = [lease.fileno()] if drain is None else [lease.fileno(), drain]
     pace = Pace()
     said: Outcome | None = None
+    look_at = limits.started
     while True:
-        for message in runner.messages(min(look, max(0.0, deadline - time.monotonic())), wake):
+        wait = max(0.0, min(look_at, deadline) - time.monotonic())
+        for message in runner.messages(wait, wake):
             if message.kind == "progress":
                 lease.tell(pace.estimate(Progress(**message.value), time.monotonic()))
             elif message.kind == "done":
@@ -133,9 +135,14 @@ def _follow(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> 
         stopped = interruption(lease, drain)
         if stopped is not None:
             return stopped
+        now = time.monotonic()
+        if now < min(look_at, deadline):
+            # A look costs milliseconds of a processor that the runner can use, and it says much.
+            continue
         problem = _passed_limit(runner, limits, deadline)
         if problem is not None:
             return Outcome("failed", problem)
+        look_at = now + look
 
 
 def _passed_limit(runner: Runner, limits: Limits, deadline: float) -> Problem | None:

@@ -156,3 +156,23 @@ def test_a_new_phase_starts_a_new_estimate():
     pace.estimate(at(90, "measure"), now=1.0)
 
     assert pace.estimate(at(1, "compress"), now=2.0).eta_seconds is None
+
+
+def test_a_runner_that_talks_much_is_not_looked_at_for_every_word(lease, start, tmp_path):
+    # A look reads the processes of the whole machine, on a processor that the runner wants.
+    runner, _ = start(
+        "import json, os, time\n"
+        "told = {'phase': 'p', 'step': 1, 'steps': 1, 'total': 9, 'unit': 'bytes'}\n"
+        "for done in range(200):\n"
+        "    os.write(PIPE, json.dumps({'progress': {**told, 'done': done}}).encode() + b'\\n')\n"
+        "    time.sleep(0.002)\n"
+        "os.write(PIPE, b'{\"done\": true}\\n')\n"
+    )
+    looks, told, ask = [], [], runner.usage
+    runner.usage = lambda: looks.append(1) or ask()
+    lease.tell = told.append
+
+    outcome = watch(runner, lease, limits(tmp_path), None)
+
+    assert (outcome.kind, len(told)) == ("done", 200)
+    assert 1 <= len(looks) <= 5
