@@ -7,6 +7,7 @@ from jobs.recipe import Budget, PruneStep
 from planning.aims import predicted_bytes
 from planning.memory_model import Levels, MemoryModel, TensorCounts
 from planning.plan import Plan
+from planning.running import least_running_bytes, running_bytes
 from planning.traffic import bytes_read
 from planning.working_set import CHUNK_BYTES, WorkingSet
 
@@ -40,9 +41,11 @@ class Prediction:
         steps: The same for every step.
         artifact_bytes: Size of all files of the artifact but its manifest: target_bytes, where the
             recipe has it, and the least where max_relative_rmse alone decides.
-        host_peak_bytes: The most that the job's processes will hold together.
+        host_peak_bytes: The most that the job's processes will hold together; about, where the
+            recipe evaluates.
         device_peak_bytes: The most that will be reserved on the device; None where there is none.
-        least_host_bytes: The smallest budget.host_memory in which it can run.
+        least_host_bytes: The smallest budget.host_memory in which it can run; less is certainly too
+            little where the recipe evaluates.
         least_device_bytes: The smallest budget.device_memory; None where there is no device.
         buffers: The threads and chunks that its budget allows, and what they hold.
     """
@@ -85,7 +88,11 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
         chunk_bytes=chunk_bytes,
     )
     buffers = model.fit(plan.recipe.budget)
-    peak = model.peak_bytes(buffers)
+    peak = held = model.peak_bytes(buffers)
+    least = model.least_bytes
+    if plan.recipe.evaluate is not None:
+        held = max(held, running_bytes(plan.checkpoint))
+        least = max(least, least_running_bytes(plan.checkpoint))
     measured = bytes_read(targets, plan.recipe, buffers.chunk_bytes)
     if is_aimed:
         measured = [2 * nbytes for nbytes in measured]
@@ -93,9 +100,9 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
     return Prediction(
         steps=tuple(_predict_step(plan, i, n, peak) for i, n in enumerate(measured)),
         artifact_bytes=predicted_bytes(plan),
-        host_peak_bytes=peak,
+        host_peak_bytes=held,
         device_peak_bytes=model.device_bytes(buffers),
-        least_host_bytes=model.least_bytes,
+        least_host_bytes=least,
         least_device_bytes=model.least_device_bytes,
         buffers=buffers,
     )

@@ -176,3 +176,18 @@ def test_a_job_with_an_evaluation_is_answered_by_an_equal_one_only(workshop, ber
     reports = [workshop.blobs.report(job.id)["quality"] for job in (first, second)]
     assert json.dumps(reports[0]) == json.dumps(reports[1])
     assert first.artifact.digest == plain.artifact.digest
+
+
+def test_a_budget_in_which_no_model_can_be_run_is_refused_before_the_start(workshop, bert):
+    recipe = {"steps": [W8A16], "evaluate": {"rows": 2, "max_length": 4}}
+
+    refused = workshop.run(bert, recipe | {"budget": {"host_memory": "300MB"}})
+    allowed = workshop.run(bert, recipe | {"budget": {"host_memory": "900MB"}})
+
+    assert refused.failure["code"] == "memory_budget_exceeded"
+    smallest = refused.failure["smallest_bytes"]
+    memory = workshop.blobs.report(allowed.id)["memory"]
+    assert allowed.state == "succeeded", allowed.failure
+    assert smallest <= memory["measured_peak_bytes"] <= 900 * 10**6
+    assert memory["headroom_bytes"] == 900 * 10**6 - memory["measured_peak_bytes"]
+    assert memory["predicted_peak_bytes"] == pytest.approx(memory["measured_peak_bytes"], rel=0.25)
