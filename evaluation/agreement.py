@@ -16,11 +16,15 @@ class AgreementSum:
     Attributes:
         is_distribution: Whether outputs are logits, of which divergence and first choices are
             compared too.
+        is_single: Whether an output is one value, as a score is: then all of them together are
+            compared as one vector.
         outputs: How many pairs there were.
     """
 
     is_distribution: bool
+    is_single: bool = False
     outputs: int = 0
+    _products: tuple[float, float, float] = (0.0, 0.0, 0.0)
     _cosine: float = 0.0
     _least_cosine: float = 1.0
     _divergence: float = 0.0
@@ -34,9 +38,19 @@ class AgreementSum:
             after: The artifact's, [N, W].
         """
         before, after = before.double(), after.double()
+        if self.is_single:
+            self.outputs += len(before)
+            new = (before * after).sum(), (before * before).sum(), (after * after).sum()
+            old = self._products
+            self._products = (
+                old[0] + float(new[0]),
+                old[1] + float(new[1]),
+                old[2] + float(new[2]),
+            )
+            return
         # Two outputs of zeros agree; one alone has no direction, and does not.
         cosine = F.cosine_similarity(before, after, dim=1)
-        cosine = torch.where((before == after).all(dim=1), 1.0, cosine)
+        cosine = torch.where((before == after).all(dim=1), 1.0, cosine).clamp(-1, 1)
         self.outputs += len(before)
         self._cosine += float(cosine.sum())
         self._least_cosine = min(self._least_cosine, float(cosine.min()))
@@ -48,12 +62,20 @@ class AgreementSum:
     @property
     def mean_cosine(self) -> float:
         """Mean cosine similarity; within 1e-12 of the exact mean."""
-        return self._cosine / self.outputs
+        if self.is_single:
+            return self._of_all()
+        return min(1.0, self._cosine / self.outputs)
 
     @property
     def least_cosine(self) -> float:
         """The smallest cosine similarity of any pair."""
-        return self._least_cosine
+        return self._of_all() if self.is_single else self._least_cosine
+
+    def _of_all(self) -> float:
+        product, before, after = self._products
+        if before == after == product:
+            return 1.0
+        return max(-1.0, min(1.0, product / (before * after) ** 0.5)) if before * after else 0.0
 
     @property
     def mean_divergence(self) -> float | None:

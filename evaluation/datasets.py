@@ -5,6 +5,7 @@ by name in safetensors; or arrays by name in .npz. Their first dimension counts 
 """
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,6 +23,8 @@ from jobs.problems import Problem
 _ZIP = b"PK\x03\x04"
 #: One row of text; longer ones are no rows of text.
 _MOST_LINE_BYTES = 4 * 1024**2
+#: Of the rows that are read at a time, as int64 or float32 and as the characters of text.
+_MOST_BATCH_BYTES = 256 * 1024**2
 _KEYS = frozenset({"text", "label"})
 
 
@@ -80,6 +83,7 @@ def _read_lines(path: Path, batch: int, most: int) -> Iterator[TextRows]:
                     f"Line {line} has {'no' if first else 'a'} label, unlike the lines before."
                 )
             texts = [row["text"] for _, row in chunk]
+            _refuse_large(sum(map(len, texts)), batch)
             yield TextRows(texts, [row["label"] for _, row in chunk] if first else None)
 
 
@@ -106,7 +110,9 @@ def _read_safetensors(path: Path, batch: int, most: int) -> Iterator[dict[str, t
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dict
-            rows = _rows_of({name: tuple(part.get_shape()) for name, part in slices.items()})
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            rows = _rows_of(shapes)
+            _refuse_wide(shapes, batch)
             for start in range(0, min(rows, most), batch):
                 end = min(start + batch, rows, most)
                 yield {name: part[start:end] for name, part in slices.items()}
@@ -121,11 +127,16 @@ def _read_npz(path: Path, batch: int, most: int) -> Iterator[dict[str, torch.Ten
                 name.removesuffix(".npy"): _Array(name, opened.enter_context(archive.open(name)))
                 for name in archive.namelist()
             }
-            rows = _rows_of({name: array.shape for name, array in files.items()})
+            shapes = {name: array.shape for name, array in files.items()}
+            rows = _rows_of(shapes)
+            _refuse_wide(shapes, batch)
             for start in range(0, min(rows, most), batch):
                 count = min(batch, min(rows, most) - start)
                 yield {name: array.read(count) for name, array in files.items()}
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+    except Problem:
+        raise
+    except Exception as error:
+        # A damaged member raises whatever its decompressor does.
         raise _invalid(f"It is no .npz file: {str(error)[:200]}.") from error
 
 
@@ -141,7 +152,9 @@ class _Array:
         if read_header is None:
             raise ValueError(f"{name} has the version {version} of .npy")
         shape, is_fortran, dtype = read_header(file)
-        if dtype.kind not in "biuf":
+        if min(shape, default=0) < 0:
+            raise ValueError(f"{name} has the shape {shape}")
+        if dtype.kind not in "biuf" or dtype.itemsize > 8:
             raise ValueError(f"{name} has dtype {dtype}; numbers are read, never objects")
         if is_fortran and len(shape) > 1:
             raise ValueError(f"{name} is in Fortran order; save numpy.ascontiguousarray of it")
@@ -151,7 +164,7 @@ class _Array:
 
     def read(self, rows: int) -> torch.Tensor:
         shape = (rows, *self.shape[1:])
-        nbytes = int(np.prod(shape, dtype=np.int64)) * self._dtype.itemsize
+        nbytes = math.prod(shape) * self._dtype.itemsize
         raw = self._file.read(nbytes)
         if len(raw) != nbytes:
             raise EOFError("an array ends early")
@@ -170,6 +183,18 @@ def _rows_of(shapes: dict[str, tuple[int, ...]]) -> int:
         if other != count:
             raise _invalid(f"Field {name[:80]!a} has {other} rows, and {first[:80]!a} has {count}.")
     return count
+
+
+def _refuse_wide(shapes: dict[str, tuple[int, ...]], batch: int) -> None:
+    _refuse_large(batch * sum(8 * math.prod(shape[1:]) for shape in shapes.values()), batch)
+
+
+def _refuse_large(nbytes: int, batch: int) -> None:
+    if nbytes > _MOST_BATCH_BYTES:
+        raise _invalid(
+            f"{batch} rows of it take {nbytes} bytes in memory, and {_MOST_BATCH_BYTES} are "
+            "allowed. Lower evaluate.batch_size, or make the rows smaller."
+        )
 
 
 def _invalid(detail: str) -> Problem:

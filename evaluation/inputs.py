@@ -1,6 +1,7 @@
 """What models are run on: batches of a data set, or of seeded random values."""
 
 import inspect
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from jobs.recipe import Evaluate
 #: What a model is given that says which of its inputs are padding.
 MASK = "attention_mask"
 _DEFAULT_IMAGE_SIDE = 224
+_MOST_IMAGE_SIDE = 4096
 _DECODER_TOKENS = 4
 
 
@@ -67,7 +69,7 @@ def batches_of(
         if isinstance(rows, dict):
             yield _tensor_batch(model, rows)
             continue
-        encode = encode or _encoder(folder, wanted)
+        encode = encode or _encoder(folder, _longest(model, wanted))
         yield _text_batch(model, encode(rows.texts), rows.labels)
 
 
@@ -93,13 +95,31 @@ def _tensor_batch(model: Any, rows: dict[str, torch.Tensor]) -> Batch:  # noqa: 
             f"The labels are {labels.dtype} of {list(labels.shape)}; one whole number is needed "
             "for each row.",
         )
-    mask = inputs[MASK].bool() if MASK in inputs else None
-    return Batch(inputs, None if labels is None else labels.long(), mask)
+    return Batch(
+        _with_decoder(model, inputs),
+        None if labels is None else labels.long(),
+        _mask_of(inputs),
+    )
+
+
+def _mask_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    mask = inputs.get(MASK)
+    if mask is None:
+        return None
+    if mask.ndim != 2 or not bool(mask.bool().any(dim=1).all()):
+        raise Problem(
+            "invalid_dataset",
+            f"{MASK} is of {list(mask.shape)}; it has one number for each token of a row, and at "
+            "least one of a row is no padding.",
+        )
+    return mask.bool()
 
 
 def _require_known(model: Any, ids: torch.Tensor | None) -> None:  # noqa: ANN401
     if ids is None:
         return
+    if ids.ndim != 2:
+        raise Problem("invalid_dataset", f"input_ids is of {list(ids.shape)}, not [rows, tokens].")
     size = model.config.get_text_config().vocab_size
     wrong = ((ids < 0) | (ids >= size)).nonzero()
     if len(wrong):
@@ -113,13 +133,22 @@ def _require_known(model: Any, ids: torch.Tensor | None) -> None:  # noqa: ANN40
 
 def _text_batch(model: Any, inputs: dict[str, torch.Tensor], labels: list[Any] | None) -> Batch:  # noqa: ANN401
     takes = set(inspect.signature(model.forward).parameters)
-    mask = inputs[MASK].bool()
+    _require_known(model, inputs["input_ids"])
+    mask = _mask_of(inputs)
     known = {name: tensor for name, tensor in inputs.items() if name in takes}
     found = None if labels is None else torch.tensor([label_index(v, model) for v in labels])
     return Batch(_with_decoder(model, known), found, mask)
 
 
-def _encoder(folder: Path, wanted: Evaluate) -> Any:  # noqa: ANN401
+def _longest(model: Any, wanted: Evaluate) -> int:  # noqa: ANN401
+    """Give how many tokens a row may have: the model has no places for more."""
+    places = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # Some keep two of their places for padding.
+    return min(wanted.max_length, places - 2) if places and places > 2 else wanted.max_length
+
+
+def _encoder(folder: Path, longest: int) -> Any:  # noqa: ANN401
+    _refuse_paths(folder)
     from transformers import AutoTokenizer  # noqa: PLC0415 - only text needs it
 
     try:
@@ -135,6 +164,8 @@ def _encoder(folder: Path, wanted: Evaluate) -> Any:  # noqa: ANN401
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise Problem("evaluation_failed", "The folder's tokenizer has no token to pad with.")
 
     def encode(texts: list[str]) -> dict[str, torch.Tensor]:
         return dict(
@@ -142,13 +173,24 @@ def _encoder(folder: Path, wanted: Evaluate) -> Any:  # noqa: ANN401
                 texts,
                 padding=True,
                 truncation=True,
-                max_length=wanted.max_length,
+                max_length=min(longest, tokenizer.model_max_length),
                 return_tensors="pt",
                 return_attention_mask=True,
             )
         )
 
     return encode
+
+
+def _refuse_paths(folder: Path) -> None:
+    """Refuse a tokenizer's config that names files, which could lie anywhere."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        members = json.loads(path.read_bytes()) if path.exists() else {}
+        for key, value in members.items():
+            is_file = key in ("vocab", "merges") or key.endswith("_file")
+            if is_file and isinstance(value, str):
+                raise Problem("evaluation_failed", f"{name} names a file: {key}. Leave it out.")
 
 
 def _random_batches(model: Any, wanted: Evaluate) -> Iterator[Batch]:  # noqa: ANN401
@@ -169,14 +211,14 @@ def _random_inputs(
     config, name = model.config, model.main_input_name
     dtype = next(model.parameters()).dtype
     if name == "input_ids":
-        text = config.get_text_config()
-        longest = getattr(text, "max_position_embeddings", None) or wanted.max_length
-        length = min(wanted.max_length, longest)
-        ids = torch.randint(text.vocab_size, (count, length), generator=generator)
-        return {name: ids}
+        size = (count, _longest(model, wanted))
+        vocabulary = config.get_text_config().vocab_size
+        return {name: torch.randint(vocabulary, size, generator=generator)}
     if name == "pixel_values":
         side = getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIDE
         height, width = (side, side) if isinstance(side, int) else tuple(side)
+        if max(height, width) > _MOST_IMAGE_SIDE:
+            raise Problem("evaluation_failed", f"config.json has images of {height} by {width}.")
         channels = getattr(config, "num_channels", 3)
         pixels = torch.randn(count, channels, height, width, generator=generator)
         return {name: pixels.to(dtype)}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from evaluation.faults import blamed_on
 from jobs.problems import Problem
 
 #: What a config could name to have code fetched or run.
@@ -34,10 +35,8 @@ def open_model(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
     transformers.logging.disable_progress_bar()
     members = json.loads((folder / _CONFIG_NAME).read_bytes())
     model_class = _class_of(members)
-    config = model_class.config_class.from_dict(
-        {key: value for key, value in members.items() if key not in _UNTRUSTED_KEYS}
-    )
-    try:
+    with blamed_on("evaluation_failed", f"{model_class.__name__} does not open the folder"):
+        config = model_class.config_class.from_dict(_trusted(members))
         model, loaded = model_class.from_pretrained(
             folder,
             config=config,
@@ -47,12 +46,6 @@ def open_model(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
             use_safetensors=True,
             output_loading_info=True,
         )
-    except Exception as error:
-        # The library raises whatever it meets on the way.
-        raise Problem(
-            "evaluation_failed",
-            f"{model_class.__name__} does not open the folder: {_short(error)}",
-        ) from error
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise Problem(
@@ -68,7 +61,7 @@ def _class_of(config: dict[str, Any]) -> Any:  # noqa: ANN401
     name = names[0] if isinstance(names, list) and names else None
     found: Any = getattr(transformers, name, None) if isinstance(name, str) else None
     is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-    if not is_model:
+    if not is_model or found.config_class is None:
         raise Problem(
             "unknown_architecture",
             f"{_CONFIG_NAME} names the architecture {str(name)[:100]!a}, which transformers "
@@ -89,5 +82,8 @@ def resident_parameter_bytes(model: torch.nn.Module) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+def _trusted(members: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Leave out what names code, also in the configs of a model's parts."""
+    if isinstance(members, dict):
+        return {key: _trusted(v) for key, v in members.items() if key not in _UNTRUSTED_KEYS}
+    return members

@@ -12,6 +12,9 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from evaluation.inputs import Batch
 from jobs.problems import Problem
 
+#: How many places of a row are compared, where each has an output of its own.
+_PLACES = 8
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -34,14 +37,13 @@ class Answers:
     tokens: int | None
 
 
-def read_answers(model: Any, batch: Batch, output: Any, places: int) -> Answers:  # noqa: ANN401
+def read_answers(model: Any, batch: Batch, output: Any) -> Answers:  # noqa: ANN401
     """Take what is compared out of a model's output.
 
     Args:
         model: Whose.
         batch: What it was given.
-        output: What it gave.
-        places: How many tokens of a row are compared, where each has logits; spread evenly.
+        output: What it gave. Where each token has logits, some are compared, spread evenly.
 
     Returns:
         The answers.
@@ -58,13 +60,17 @@ def read_answers(model: Any, batch: Batch, output: Any, places: int) -> Answers:
             "evaluation_failed",
             f"A {type(model).__name__} gives neither logits nor hidden states to compare.",
         )
+    if logits.ndim == 4:
+        # Of every place of an image, [B, W, height, width].
+        return Answers(_spread(logits.flatten(2).mT, None), True, None, 0, None, tokens)
     if logits.ndim != 3:
         rows = logits.flatten(1).float()
-        return Answers(rows, True, *_of_labels(rows, batch.labels), tokens)
+        # Of one value, a softmax says nothing.
+        return Answers(rows, rows.shape[1] > 1, *_of_labels(rows, batch.labels), tokens)
     if logits.shape[1] != _length(batch):
         # A decoder's own tokens, or queries of an image: all of them are real.
-        return Answers(_spread(logits, None, places), True, None, 0, None, tokens)
-    chosen = _spread(logits, batch.mask, places)
+        return Answers(_spread(logits, None), True, None, 0, None, tokens)
+    chosen = _spread(logits, batch.mask)
     if not _is_causal(model):
         return Answers(chosen, True, None, 0, None, tokens)
     return Answers(chosen, True, *_of_tokens(logits, batch), None, tokens)
@@ -81,7 +87,9 @@ def _is_causal(model: Any) -> bool:  # noqa: ANN401
     )
 
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
-    return type(model).__name__ == name and not model.config.is_encoder_decoder
+    # A BERT has such a class and sees the next token, unless it is told to be a decoder.
+    is_decoder = getattr(model.config, "is_decoder", True)
+    return type(model).__name__ == name and is_decoder and not model.config.is_encoder_decoder
 
 
 def _length(batch: Batch) -> int:
@@ -107,14 +115,17 @@ def _averaged(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return (hidden.float() * kept).sum(1) / kept.sum(1).clamp(min=1)
 
 
-def _spread(logits: torch.Tensor, mask: torch.Tensor | None, places: int) -> torch.Tensor:
-    """Take some places of each row, evenly spread over those that are no padding."""
+def _spread(logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Take some places of each row, evenly spread over those that are no padding.
+
+    Each lies in the middle of its part of the row, so none is the first, which has no context.
+    """
     taken = []
     for row in range(len(logits)):
         valid = torch.arange(logits.shape[1]) if mask is None else mask[row].nonzero()[:, 0]
-        if len(valid) > places:
-            valid = valid[torch.linspace(0, len(valid) - 1, places).round().long()]
-        taken.append(logits[row, valid].float())
+        count = min(len(valid), _PLACES)
+        middles = (torch.arange(count) + 0.5) * (len(valid) / max(1, count))
+        taken.append(logits[row, valid[middles.long()]].float())
     return torch.cat(taken)
 
 
@@ -123,6 +134,12 @@ def _of_labels(
 ) -> tuple[float | None, int, int | None]:
     if labels is None:
         return None, 0, None
+    if logits.shape[1] == 1:
+        raise Problem(
+            "invalid_dataset",
+            "The model gives one value for each row, which labels say nothing about. Leave the "
+            "labels out.",
+        )
     if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         raise Problem(
             "invalid_dataset",
@@ -137,7 +154,8 @@ def _of_tokens(logits: torch.Tensor, batch: Batch) -> tuple[float | None, int]:
     """Give the loss of each token after all before it, padding apart."""
     targets = batch.inputs["input_ids"][:, 1:].clone()
     if batch.mask is not None:
-        targets[~batch.mask[:, 1:]] = -100
+        # Padding may come first, too: what follows it was predicted from nothing.
+        targets[~(batch.mask[:, 1:] & batch.mask[:, :-1])] = -100
     total, count = 0.0, int((targets != -100).sum())
     for row, target in zip(logits[:, :-1], targets, strict=True):
         # A row at a time: in doubles, all rows would take several times what the model took.

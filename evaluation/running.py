@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evaluation.agreement import AgreementSum
+from evaluation.faults import blamed_on
 from evaluation.inputs import Batch, batches_of
 from evaluation.models import open_model, resident_parameter_bytes
 from evaluation.outputs import Answers, read_answers
@@ -70,21 +71,16 @@ def run_original(
         Problem: `invalid_dataset`, `evaluation_failed`, `unknown_architecture`.
     """
     outputs: list[torch.Tensor] = []
-    answers = None
 
     def keep(found: Answers) -> None:
-        nonlocal answers
-        answers = found
-        outputs.append(found.outputs)
+        room = _MOST_KEPT_BYTES // (4 * found.outputs.shape[1]) - sum(map(len, outputs))
+        outputs.append(found.outputs[: max(0, room)].clone())
 
     ran = _run(folder, folder, dataset, wanted, keep, on_rows)
-    if answers is None:
-        raise Problem("invalid_dataset", "The data set has no rows.")
-    save_file(
-        {"outputs": torch.cat(outputs).contiguous()},
-        kept,
-        {"of": "logits" if answers.is_distribution else "hidden_states"},
-    )
+    joined = torch.cat(outputs)
+    if not len(joined):
+        raise Problem("evaluation_failed", "The model's outputs are too wide to be compared.")
+    save_file({"outputs": joined}, kept)
     return ran
 
 
@@ -117,22 +113,23 @@ def run_artifact(
 
     def compare(found: Answers) -> None:
         nonlocal total
-        total = total or AgreementSum(found.is_distribution)
+        width = found.outputs.shape[1]
+        total = total or AgreementSum(found.is_distribution, is_single=width == 1)
         rows = expected[total.outputs : total.outputs + len(found.outputs)]
-        if rows.shape != found.outputs.shape:
+        if rows.shape[1] != width:
             raise Problem(
                 "evaluation_failed",
-                f"The artifact gives outputs of {list(found.outputs.shape)}, the original of "
-                f"{list(rows.shape)}.",
+                f"The artifact's outputs have {width} values, the original's {rows.shape[1]}.",
             )
-        total.add(rows, found.outputs)
+        if len(rows):
+            total.add(rows, found.outputs[: len(rows)])
 
     ran = _run(folder, original, dataset, wanted, compare, on_rows)
-    if total is None:
-        raise Problem("invalid_dataset", "The data set has no rows.")
+    if total is None or total.outputs != len(expected):
+        raise Problem("evaluation_failed", "The artifact gives fewer outputs than the original.")
     agreement = Agreement(
         outputs=total.outputs,
-        of="logits" if total.is_distribution else "hidden_states",
+        of="logits" if total.is_distribution or total.is_single else "hidden_states",
         mean_cosine=total.mean_cosine,
         least_cosine=total.least_cosine,
         kl_divergence=total.mean_divergence,
@@ -151,21 +148,31 @@ def _run(
 ) -> Ran:
     started = time.perf_counter()
     model = open_model(folder)
+    code = "evaluation_failed" if dataset is None else "invalid_dataset"
     sums = _Sums()
     first: Batch | None = None
+    batches = batches_of(model, original, dataset, wanted)
     with torch.inference_mode():
-        for batch in batches_of(model, original, dataset, wanted):
+        while True:
+            with blamed_on(code, f"The rows from {sums.rows} on cannot be read"):
+                batch = next(batches, None)
+            if batch is None:
+                break
             first = first or batch
-            begun = time.perf_counter()
-            output = _forward(model, batch, sums.rows, has_dataset=dataset is not None)
-            seconds = time.perf_counter() - begun
-            answers = read_answers(model, batch, output, _places(output, wanted))
-            del output
+            with blamed_on(code, f"{_name(model)} does not take the rows from {sums.rows} on"):
+                begun = time.perf_counter()
+                output = model(**batch.inputs)
+                seconds = time.perf_counter() - begun
+                answers = read_answers(model, batch, output)
+                del output
             _require_finite(answers, sums.rows)
             take(answers)
             sums.add(answers, batch.rows, seconds)
             on_rows(sums.rows)
-        latency = _latency(model, first) if first else {}
+        if first is None:
+            raise Problem("invalid_dataset", "The data set has no rows.")
+        with blamed_on("evaluation_failed", f"{_name(model)} does not run"):
+            latency = _latency(model, first, wanted.batch_size)
     running = Running(
         loss=_mean(sums.loss, sums.predictions),
         perplexity=_perplexity(sums),
@@ -180,41 +187,23 @@ def _run(
     return Ran(running=running, rows=sums.rows, tokens=sums.tokens, agreement=None)
 
 
-def _forward(model: Any, batch: Batch, row: int, *, has_dataset: bool) -> Any:  # noqa: ANN401
-    try:
-        return model(**batch.inputs)
-    except (ValueError, TypeError, IndexError, AssertionError, RuntimeError) as error:
-        if "allocate memory" in str(error):
-            raise MemoryError from error
-        reason = " ".join(str(error).split())[:300]
-        code = "invalid_dataset" if has_dataset else "evaluation_failed"
-        raise Problem(
-            code,
-            f"A {type(model).__name__} does not take the rows from {row} on: {reason}",
-            extra={"row": row},
-        ) from error
-
-
-def _places(output: Any, wanted: Evaluate) -> int:  # noqa: ANN401 - transformers has no types
-    """Give how many places of a row can be kept, so that those of all rows fit."""
-    logits = getattr(output, "logits", None)
-    if logits is None or logits.ndim != 3:
-        return 1
-    return max(1, _MOST_KEPT_BYTES // (4 * int(logits.shape[-1]) * wanted.rows))
+def _name(model: Any) -> str:  # noqa: ANN401 - transformers has no types
+    return f"A {type(model).__name__}"
 
 
 def _require_finite(answers: Answers, row: int) -> None:
-    if not bool(torch.isfinite(answers.outputs).all()):
+    loss = answers.loss_sum or 0.0
+    if not (math.isfinite(loss) and bool(torch.isfinite(answers.outputs).all())):
         raise Problem(
             "evaluation_failed",
             f"The model answers NaN or infinity somewhere in the rows from {row} on.",
         )
 
 
-def _latency(model: Any, batch: Batch) -> dict[str, float]:  # noqa: ANN401
-    """Give the median seconds of one forward, by batch size."""
+def _latency(model: Any, batch: Batch, most: int) -> dict[str, float]:  # noqa: ANN401
+    """Give the median seconds of one forward, by batch size; none is larger than was asked for."""
     found = {}
-    for size in _LATENCY_BATCHES:
+    for size in (size for size in _LATENCY_BATCHES if size <= most):
         repeated = torch.arange(size) % batch.rows
         inputs = {name: tensor[repeated] for name, tensor in batch.inputs.items()}
         model(**inputs)

@@ -4,6 +4,9 @@ from jobs.problems import Detail, Problem
 from jobs.recipe import Gate
 from jobs.report import Report
 
+#: 0.8 - 0.7 is a little more than 0.1 in binary.
+_TOLERANCE = 1e-9
+
 
 def check(report: Report, gate: Gate) -> None:
     """Compare what was measured with what the recipe demands.
@@ -57,7 +60,9 @@ def _measured(report: Report, name: str) -> float | None:
 def _is_met(name: str, measured: float | None, limit: float) -> bool:
     if measured is None:
         return False
-    return measured >= limit if name.startswith("min_") else measured <= limit
+    if name.startswith("min_"):
+        return measured >= limit - _TOLERANCE
+    return measured <= limit + _TOLERANCE
 
 
 def _detail(name: str, measured: float | None, limit: float) -> Detail:

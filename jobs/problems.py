@@ -43,7 +43,7 @@ CATALOGUE: dict[str, Kind] = {
     "invalid_dataset": Kind(422, "The data set does not fit"),
     "evaluation_failed": Kind(422, "The model could not be run"),
     "evaluation_unsupported": Kind(422, "The model cannot be run"),
-    "dataset_in_use": Kind(409, "A job needs the data set"),
+    "dataset_in_use": Kind(409, "A job still needs the data set", retryable=True),
     "dataset_not_found": Kind(404, "There is no such data set"),
     "job_not_found": Kind(404, "There is no such job"),
     "key_not_found": Kind(404, "There is no such API key"),

@@ -10,23 +10,31 @@ Seconds = Annotated[float, Field(ge=0)]
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Running(_Value):
     """What running one of the two models gave, in a process that it had for itself."""
 
     loss: float | None = Field(
-        None, description="Mean cross-entropy in nats: of a row's label, or of a token after all "
-        "before it. None where there is neither.",
-    )  # fmt: skip
-    perplexity: float | None = Field(None, description="e to the loss, of causal language models.")
-    accuracy: float | None = Field(None, description="Fraction of rows with the right label.")
-    latency_seconds: dict[str, Seconds] = Field(
-        description="Median of one forward, by batch size; inputs as long as the longest row."
+        None,
+        ge=0,
+        description="Mean cross-entropy in nats: of a row's label, or of a token after all before "
+        "it. None where there is neither.",
     )
-    rows_per_second: float = Field(description="Over all rows, in batches.")
-    tokens_per_second: float | None = Field(None, description="The same by token, padding apart.")
+    perplexity: float | None = Field(
+        None, ge=1, description="e to the loss, of causal language models."
+    )
+    accuracy: float | None = Field(
+        None, ge=0, le=1, description="Fraction of rows with the right label."
+    )
+    latency_seconds: dict[str, Seconds] = Field(
+        description="Median of one forward, by batch size, 1 and 8 at most; of the first rows."
+    )
+    rows_per_second: float = Field(ge=0, description="Over all rows, in batches.")
+    tokens_per_second: float | None = Field(
+        None, ge=0, description="The same by token, padding apart."
+    )
     weight_bytes: Bytes = Field(description="What its weights took in memory while it ran.")
     resident_peak_bytes: Bytes = Field(description="Of the whole process, libraries included.")
     seconds: Seconds = Field(description="Of the process: libraries, loading, all rows, latency.")
@@ -35,17 +43,21 @@ class Running(_Value):
 class Agreement(_Value):
     """How far the artifact's outputs are from the original's for the same inputs."""
 
-    outputs: Count = Field(description="Pairs compared.")
+    outputs: Count = Field(
+        description="Pairs compared: of each row, or of 8 places of it; the first 64 MiB of them."
+    )
     of: Literal["logits", "hidden_states"] = Field(
         description="`hidden_states`: averaged over a row's tokens or places."
     )
-    mean_cosine: float = Field(description="Mean cosine similarity; 1 is equal.")
-    least_cosine: float = Field(description="The smallest of any pair.")
+    mean_cosine: float = Field(ge=-1, le=1, description="Mean cosine similarity; 1 is equal.")
+    least_cosine: float = Field(ge=-1, le=1, description="The smallest of any pair.")
     kl_divergence: float | None = Field(
-        None, description="Mean Kullback-Leibler divergence from the original in nats, of logits."
+        None,
+        ge=0,
+        description="Mean Kullback-Leibler divergence from the original in nats, of logits.",
     )
     top1_agreement: float | None = Field(
-        None, description="Fraction of logits with the same first choice."
+        None, ge=0, le=1, description="Fraction of logits with the same first choice."
     )
 
 

@@ -120,7 +120,11 @@ class Session:
             with meter(sys.stderr) as shown:
                 dataset = client.upload_dataset(dataset, show_bytes(shown, "upload")).id
             self.say(f"data set {dataset}")
-        return {**recipe, "evaluate": {**(recipe.get("evaluate") or {}), "dataset": dataset}}
+        asked = recipe.get("evaluate") or {}
+        if not isinstance(asked, dict):
+            # What is wrong with it is for the service to say.
+            return recipe
+        return {**recipe, "evaluate": {**asked, "dataset": dataset}}
 
     def wait(
         self, client: Client, job_id: str, timeout: float | None, *, cancel_on_interrupt: bool

@@ -10,6 +10,7 @@ from planning.architectures import guess_kinds, known_kinds
 from planning.memory_model import Levels
 from planning.plan import Plan, make_plan
 from planning.prediction import Prediction, predict, refuse_overruns
+from planning.running import refuse_unrunnable
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ def forecast(checkpoint: Checkpoint, recipe: Recipe, levels: Levels, pointer: st
         The forecast. It is exact but for models that only their own code could tell about.
 
     Raises:
-        Problem: As `make_plan` and `planning.aims.refuse_target`.
+        Problem: As `make_plan`, `refuse_unrunnable` and `planning.aims.refuse_target`.
     """
+    refuse_unrunnable(recipe, pointer, has_config=checkpoint.config is not None)
     kinds = known_kinds(checkpoint)
     is_exact = kinds is not None or checkpoint.config is None
     plan = make_plan(checkpoint, kinds if is_exact else guess_kinds(checkpoint), recipe)

@@ -48,6 +48,7 @@ routes = Blueprint("plans", __name__)
             "nothing_changed",
             "target_unreachable",
             "output_unsupported",
+            "evaluation_unsupported",
         ),
     )
 )

@@ -5,10 +5,10 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from jobs.problems import Detail, Problem
+from jobs.problems import Problem
 from jobs.queue import ring
-from jobs.recipe import Recipe
 from planning.forecast import check_budget
+from planning.running import refuse_unrunnable
 from service.contract import JSON, Form, Operation, declare, json_answer
 from service.documents import JobDocument, SubmitRequest
 from service.job_answers import answer_job, find_job
@@ -125,29 +125,11 @@ def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
             f"output.format compressed-tensors needs a transformers folder with its config.json; "
             f"the model is {meta['format']}. Leave output.format out.",
         )
-    if submission.recipe.evaluate is not None:
-        _check_evaluation(submission.recipe, meta["format"])
+    refuse_unrunnable(submission.recipe, "/spec", has_config=meta["format"] == "transformers")
+    if submission.recipe.dataset is not None:
+        find_dataset(submission.recipe.dataset)
     levels, _ = known_levels()
     check_budget(files, submission.recipe, levels, "/spec")
-
-
-def _check_evaluation(recipe: Recipe, model_format: str) -> None:
-    if model_format != "transformers":
-        raise Problem(
-            "evaluation_unsupported",
-            f"evaluate runs transformers folders; the model is {model_format}. Upload the folder "
-            "with its config.json, or leave evaluate out.",
-            errors=[Detail("/spec/evaluate", "evaluation_unsupported", "needs a config.json")],
-        )
-    if recipe.output.format == "safetensors" and recipe.steps[-1].op == "quantize":
-        raise Problem(
-            "evaluation_unsupported",
-            "transformers does not open int8 in plain safetensors, so the artifact cannot be run. "
-            "Leave output.format or evaluate out.",
-            errors=[Detail("/spec/output/format", "evaluation_unsupported", "cannot be run")],
-        )
-    if recipe.dataset is not None:
-        find_dataset(recipe.dataset)
 
 
 def _accept(submission: Submission, key: str | None) -> Response:

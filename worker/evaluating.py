@@ -43,6 +43,8 @@ def read_quality(work: Path, *, has_dataset: bool) -> Quality:
         raise Problem(
             "invalid_artifact", f"{AFTER_NAME} says nothing of how far outputs are apart."
         )
+    if (before.rows, before.tokens) != (after.rows, after.tokens):
+        raise Problem("invalid_artifact", "The model and its artifact were run on other rows.")
     return Quality(
         data="dataset" if has_dataset else "synthetic",
         rows=before.rows,

@@ -195,6 +195,7 @@ class Supervisor:
         digest = job.model.removeprefix("mdl_")
         if blobs.meta("models", digest) is None:
             raise Problem("model_not_found", f"Model {job.model} is no longer stored.")
+        dataset = self._dataset(held)
         levels = levels_of(read_levels(self._tenants.redis))
         check_budget(blobs.files("models", digest), job.recipe, levels)
         order = Order(
@@ -224,7 +225,6 @@ class Supervisor:
                 return outcome
             artifact = seal_artifact(work / ARTIFACT_NAME, _about(job), measured.result())
         report = report.verified(read_verification(work / VERIFICATION_NAME))
-        dataset = self._dataset(held)
         if job.recipe.evaluate is not None:
             for running in orders_of(order, dataset):
                 runner = self._start_runner(running, budget)
@@ -237,12 +237,18 @@ class Supervisor:
         return outcome
 
     def _dataset(self, held: _Held) -> Path | None:
-        wanted = held.job.recipe.evaluate
-        if wanted is None or wanted.dataset is None:
+        """Give the uploaded file that the job's model is run on, where it is to be run on one."""
+        recipe = held.job.recipe
+        if recipe.evaluate is not None and self.runners.level == "none":
+            raise Problem(
+                "sandbox_unavailable",
+                "evaluate runs a model, which this worker does outside of a sandbox for nobody.",
+            )
+        if recipe.dataset is None:
             return None
-        digest = wanted.dataset.removeprefix("ds_")
+        digest = recipe.dataset.removeprefix("ds_")
         if held.stores.blobs.meta("datasets", digest) is None:
-            raise Problem("dataset_not_found", f"Data set {wanted.dataset} is no longer stored.")
+            raise Problem("dataset_not_found", f"Data set {recipe.dataset} is no longer stored.")
         return held.stores.blobs.files("datasets", digest) / "data"
 
     def _take_answer(self, held: _Held) -> bool:

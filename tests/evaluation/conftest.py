@@ -23,6 +23,11 @@ CONFIGS = {
         transformers.BertConfig(**TEXT, num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"},
                                 label2id={"bad": 0, "fair": 1, "good": 2}),
     ),
+    "bert-scores": (
+        transformers.BertForSequenceClassification,
+        transformers.BertConfig(**TEXT, num_labels=1),
+    ),
+    "bert-lm": (transformers.BertLMHeadModel, transformers.BertConfig(**TEXT)),
     "bert-mlm": (transformers.BertForMaskedLM, transformers.BertConfig(**TEXT)),
     "llama": (
         transformers.LlamaForCausalLM,

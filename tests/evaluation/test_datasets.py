@@ -62,6 +62,16 @@ def npz(**arrays):
     return raw.getvalue()
 
 
+def npz_packed(**arrays):
+    raw = io.BytesIO()
+    np.savez_compressed(raw, **arrays)
+    return raw.getvalue()
+
+
+def damaged(raw):
+    return raw[:200] + bytes(byte ^ 0x55 for byte in raw[200:400]) + raw[400:]
+
+
 def zipped(**files):
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w") as archive:
@@ -89,6 +99,9 @@ def zipped(**files):
         (npz(a=np.array(["x"])), "a.npy has dtype <U1; numbers are read, never objects"),
         (npz(a=np.array([{}])), "numbers are read, never objects"),
         (npz(a=np.asfortranarray(np.zeros((3, 2)))), "Fortran"),
+        (npz(a=np.zeros(3, np.longdouble)), "numbers are read"),
+        (npz(a=np.zeros((1, 2 * 10**7), np.int8)), "Lower evaluate.batch_size"),
+        (damaged(npz_packed(a=np.arange(10_000))), "It is no .npz file"),
         (npz(), "first bytes are 50 4b 05 06"),
         (npz(a=np.zeros(9))[:-90], "It is no .npz file"),
         (zipped(**{"a.npy": npz(a=np.zeros(9))[:200]}), "It is no .npz file"),

@@ -1,4 +1,5 @@
 import pytest
+from pydantic import ValidationError
 
 from jobs.gate import check, check_memory
 from jobs.problems import Problem
@@ -40,8 +41,8 @@ def run_report(report):
     quality = Quality(
         data="dataset",
         rows=10,
-        before=running(accuracy=0.75, perplexity=10.0, latency_seconds={"1": 0.5}),
-        after=running(accuracy=0.5, perplexity=11.0, latency_seconds={"1": 0.75}),
+        before=running(accuracy=0.8, perplexity=10.0, latency_seconds={"1": 0.5}),
+        after=running(accuracy=0.7, perplexity=11.0, latency_seconds={"1": 0.75}),
         agreement=Agreement(
             outputs=10,
             of="logits",
@@ -60,7 +61,7 @@ def run_report(report):
         ("min_cosine", 0.99, 0.9900001),
         ("max_kl_divergence", 0.125, 0.1249999),
         ("min_top1_agreement", 0.875, 0.8750001),
-        ("max_accuracy_drop", 0.25, 0.2499999),
+        ("max_accuracy_drop", 0.1, 0.0999999),
         ("max_perplexity_ratio", 1.1, 1.0999999),
         ("max_latency_ratio", 1.5, 1.4999999),
     ],
@@ -120,3 +121,22 @@ def test_a_job_that_held_more_than_its_budget_fails_however_short_it_did():
             check_memory(report)
         assert caught.value.code == "memory_budget_exceeded"
         assert caught.value.errors[0].pointer == f"/budget/{member}_memory"
+
+
+@pytest.mark.parametrize(
+    ("kind", "members"),
+    [
+        (Agreement, {"mean_cosine": 7.0}),
+        (Agreement, {"mean_cosine": float("nan")}),
+        (Agreement, {"kl_divergence": -1.0}),
+        (Agreement, {"top1_agreement": 99.0}),
+        (Running, {"perplexity": float("inf")}),
+        (Running, {"accuracy": 1.5}),
+    ],
+)
+def test_what_cannot_have_been_measured_is_no_report(run_report, kind, members):
+    quality = run_report.quality
+    known = (quality.agreement if kind is Agreement else quality.before).model_dump()
+
+    with pytest.raises(ValidationError):
+        kind.model_validate(known | members)
