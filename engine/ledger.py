@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.recipe import PruneStep, Step
 from jobs.report import StepReport
+from jobs.steps import PruneStep, Step
 from planning.matrices import Matrix, pruned_count
 from planning.plan import Plan
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from engine import float_kernels
 from engine.rankings import Draws, Magnitudes, Ranking, WideMagnitudes, seed_of
-from jobs.recipe import PruneStep, Recipe
+from jobs.recipe import Recipe
+from jobs.steps import PruneStep
 from planning.extents import Extent
 from planning.matrices import pruned_count
 from planning.selection import Target

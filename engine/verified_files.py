@@ -13,8 +13,9 @@ from typing import Any
 from engine.verified_forms import Form, wrong
 from jobs.checkpoint import INDEX_NAME, Checkpoint, open_checkpoint, read_json
 from jobs.problems import Problem
-from jobs.recipe import QuantizeStep, Recipe
+from jobs.recipe import Recipe
 from jobs.safetensors_header import DTYPE_BYTES
+from jobs.steps import QuantizeStep
 from planning.side_files import find_side_files
 from planning.texts import loader_text
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jobs.problems import Problem
-from jobs.recipe import QuantizeStep, Recipe
+from jobs.recipe import Recipe
 from jobs.report import Report
 from jobs.safetensors_header import DTYPE_BYTES, TensorSpec
+from jobs.steps import QuantizeStep
 from planning.matrices import WEIGHT_DTYPES
 
 

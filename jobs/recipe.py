@@ -4,22 +4,14 @@ One schema for YAML and JSON, published in openapi.yaml. Unknown keys are refuse
 carries a JSON pointer. Only what the service really does is in here.
 """
 
-import json
 import re
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, ByteSize, Field, ValidationError, model_validator
 
 from jobs.problems import Detail, Problem
+from jobs.recipe_text import load_document
+from jobs.steps import OPS, QuantizeStep, Step, Strict
 
 #: To be raised with every change after which some model and recipe give an artifact of other bytes.
 ENGINE_VERSION = 1
@@ -49,120 +41,9 @@ def parse_seconds(value: object) -> object:
 
 
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
-Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class PruneStep(_Strict):
-    """Set weights to zero, an exact number of them."""
-
-    op: Literal["prune"]
-    method: Literal["magnitude", "random"] = Field(
-        "magnitude", description="What decides: the smallest absolute values, or a seeded draw."
-    )
-    structure: Literal["unstructured", "2:4", "4:8"] = Field(
-        "unstructured",
-        description="`unstructured`, or N zeros in every group of M consecutive inputs.",
-    )
-    sparsity: float | None = Field(
-        None,
-        ge=0,
-        lt=1,
-        description="Fraction of weights that become zero, in [0, 1). N:M structures imply 0.5.",
-    )
-    scope: Literal["tensor", "row", "global"] = Field(
-        "tensor", description="Within what the fraction is counted."
-    )
-    biases: bool = Field(False, description="Prune the biases of the selected modules too.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of `method: random`.")
-    include: tuple[Pattern, ...] | None = Field(
-        None,
-        min_length=1,
-        max_length=1000,
-        description="fnmatch patterns on module names. Default: every Linear and Conv but the "
-        "output head; embeddings and the head only where a pattern names them.",
-    )
-    exclude: tuple[Pattern, ...] = Field(
-        (), max_length=1000, description="fnmatch patterns on module names, applied last."
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "PruneStep":
-        if self.structure == "unstructured":
-            if self.sparsity is None:
-                raise ValueError("sparsity is needed, for example 0.5")
-            return self
-        if self.sparsity not in (None, 0.5):
-            raise ValueError(f"structure {self.structure} means sparsity 0.5; leave sparsity out")
-        if self.scope != "tensor":
-            raise ValueError(f"structure {self.structure} is counted per group; leave scope out")
-        if self.biases:
-            raise ValueError(f"structure {self.structure} has no meaning for biases")
-        return self
-
-
-class QuantizeStep(_Strict):
-    """Round weights to int8, symmetric, one scale per output channel or per group of inputs."""
-
-    op: Literal["quantize"]
-    scheme: Literal["w8a16", "w8a8"] = Field(
-        description="`w8a16`: weights only. `w8a8`: activations too, rounded at run time per token."
-    )
-    group_size: int | None = Field(
-        None,
-        ge=16,
-        le=4096,
-        multiple_of=4,
-        description="How many consecutive inputs of a channel share a scale, such as 128; `w8a16` "
-        "only. Default: all of them. Weights whose inputs it does not divide stay float.",
-    )
-    embeddings: bool | None = Field(
-        None,
-        description="Round embeddings too, one scale per row; tied ones stay float. transformers "
-        "and load.py open the artifact, vLLM does not. Default: they stay float.",
-    )
-    target_bytes: ByteSize | None = Field(
-        None,
-        gt=0,
-        description="Size of the artifact's files, such as `600MiB`. The weights that rounding "
-        "harms most, by the byte, stay float as long as the artifact is no larger. Default: none.",
-    )
-    max_relative_rmse: float | None = Field(
-        None,
-        gt=0,
-        description="A weight that rounding would change by more than this, as relative RMSE, "
-        "stays float, and so does what loaders fuse with it. Default: none.",
-    )
-    include: tuple[Pattern, ...] | None = Field(
-        None,
-        min_length=1,
-        max_length=1000,
-        description="fnmatch patterns on module names. Default: every Linear and Conv but the "
-        "output head, and with `embeddings` every embedding.",
-    )
-    exclude: tuple[Pattern, ...] = Field(
-        (), max_length=1000, description="fnmatch patterns on module names, applied last."
-    )
-
-    @model_validator(mode="after")
-    def _grouped_weights_only(self) -> "QuantizeStep":
-        if self.group_size is not None and self.scheme != "w8a16":
-            raise ValueError("group_size is for scheme w8a16; w8a8 has one scale per channel")
-        return self
-
-    @property
-    def is_aimed(self) -> bool:
-        """Whether what stays float depends on the weights themselves."""
-        return self.target_bytes is not None or self.max_relative_rmse is not None
-
-
-Step = Annotated[PruneStep | QuantizeStep, Field(discriminator="op")]
-
-
-class Budget(_Strict):
+class Budget(Strict):
     """Limits that stop the job rather than be passed."""
 
     host_memory: ByteSize | None = Field(
@@ -180,7 +61,7 @@ class Budget(_Strict):
     )
 
 
-class Evaluate(_Strict):
+class Evaluate(Strict):
     """Run the model before and after, and compare; transformers folders only."""
 
     dataset: str | None = Field(
@@ -195,7 +76,7 @@ class Evaluate(_Strict):
     seed: int = Field(0, ge=0, lt=2**63, description="Of random inputs.")
 
 
-class Gate(_Strict):
+class Gate(Strict):
     """Conditions that the result must meet; the job fails with `gate_failed` otherwise.
 
     All but `max_size_ratio` are about what `evaluate` measures.
@@ -224,7 +105,7 @@ class Gate(_Strict):
     )
 
 
-class Output(_Strict):
+class Output(Strict):
     """What the artifact is written as."""
 
     format: Literal["auto", "compressed-tensors", "safetensors"] = Field(
@@ -234,7 +115,7 @@ class Output(_Strict):
     )
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """What to do to a model, in order, and within what limits."""
 
     steps: tuple[Step, ...] = Field(min_length=1, max_length=16)
@@ -316,67 +197,12 @@ def load_recipe(text: str | bytes) -> Recipe:
     return parse_recipe(load_document(text))
 
 
-def load_document(text: str | bytes) -> Any:  # noqa: ANN401 - whatever the document holds
-    """Read one YAML or JSON document without aliases, which could grow without bound.
-
-    Args:
-        text: The document.
-
-    Returns:
-        Its plain values.
-
-    Raises:
-        Problem: `invalid_recipe`: the document cannot be read.
-    """
-    try:
-        source = text.decode("utf-8") if isinstance(text, bytes) else text
-        try:
-            return json.loads(source)
-        except json.JSONDecodeError:
-            return yaml.load(source, Loader=_RecipeLoader)  # noqa: S506 - a SafeLoader
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise Problem(
-            "invalid_recipe", f"The recipe is neither JSON nor YAML: {reason}."
-        ) from error
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """A safe loader that refuses aliases, and reads numbers as YAML 1.2 does.
-
-    In YAML 1.1 a bare ``2:4`` is 124 (base 60) and ``1e-4`` is a string.
-    """
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - yaml's own class attribute
-        first: [
-            (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))
-        ]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - yaml's own signature
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not allowed in a recipe")
-        return super().compose_node(parent, index)
-
-
-_NUMBER_STARTS = list("-+0123456789.")
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), _NUMBER_STARTS
-)
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$"),
-    _NUMBER_STARTS,
-)
-
-
 def _detail(fault: dict[str, Any], prefix: str) -> Detail:
     # pydantic puts the chosen member of a union ("prune") into the location; a pointer has no such
     # part, so it is dropped where it follows a step's number.
     parts: list[str] = []
     for i, part in enumerate(fault["loc"]):
-        if part in ("prune", "quantize") and i == 2 and fault["loc"][0] == "steps":
+        if part in OPS and i == 2 and fault["loc"][0] == "steps":
             continue
         parts.append(str(part).replace("~", "~0").replace("/", "~1"))
     message = fault["msg"].removeprefix("Value error, ")
@@ -384,8 +210,8 @@ def _detail(fault: dict[str, Any], prefix: str) -> Detail:
         message = "is not a key that the recipe knows"
     elif fault["type"] == "union_tag_invalid":
         message = (
-            f"op {fault['ctx']['tag']!r} is not offered; this service offers prune and quantize"
+            f"op {fault['ctx']['tag']!r} is not offered; this service offers {' and '.join(OPS)}"
         )
     elif fault["type"] == "union_tag_not_found":
-        message = "op is missing; this service offers prune and quantize"
+        message = f"op is missing; this service offers {' and '.join(OPS)}"
     return Detail(prefix + "".join(f"/{part}" for part in parts), fault["type"], message)

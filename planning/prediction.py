@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from jobs.problems import Detail, Problem
-from jobs.recipe import Budget, PruneStep
+from jobs.recipe import Budget
+from jobs.steps import PruneStep
 from planning.aims import predicted_bytes
 from planning.memory_model import Levels, MemoryModel, TensorCounts
 from planning.plan import Plan

@@ -2,7 +2,7 @@
 
 from fnmatch import fnmatchcase
 
-from jobs.recipe import PruneStep, QuantizeStep
+from jobs.steps import PruneStep, QuantizeStep
 from planning.candidates import Candidate
 
 

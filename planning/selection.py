@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
-from jobs.recipe import PruneStep, QuantizeStep, Recipe
+from jobs.recipe import Recipe
 from jobs.report import Skipped
 from jobs.safetensors_header import DTYPE_BYTES
+from jobs.steps import PruneStep, QuantizeStep
 from planning.candidates import Candidate, find_candidates
 from planning.groups import find_units, leave_split_groups, refuse_float_merges
 from planning.matrices import Matrix, pruned_count

@@ -3,7 +3,8 @@
 Dimension key: I inputs of one channel.
 """
 
-from jobs.recipe import PruneStep, Recipe
+from jobs.recipe import Recipe
+from jobs.steps import PruneStep
 from planning.extents import extent_of
 from planning.matrices import pruned_count
 from planning.selection import Target

@@ -7,7 +7,8 @@ apart. Nothing in here grows with the number or the size of a model's tensors.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from jobs.recipe import PruneStep, Recipe
+from jobs.recipe import Recipe
+from jobs.steps import PruneStep
 from planning.extents import Extent, extent_of
 from planning.selection import Target
 

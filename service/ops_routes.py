@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from jobs.levels import read_levels
 from jobs.problems import Problem
-from jobs.recipe import PruneStep, QuantizeStep
+from jobs.steps import PruneStep, QuantizeStep
 from jobs.store import IDEMPOTENCY_SECONDS
 from service.contract import Answer, Operation, declare, json_answer
 from service.documents import Capabilities, Health, Limits

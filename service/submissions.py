@@ -15,7 +15,8 @@ from jobs.blobs import BlobStore, now_ms
 from jobs.equal_jobs import answer, remember
 from jobs.job import JobResult, JobSpec, new_job_id
 from jobs.problems import Detail, Problem
-from jobs.recipe import Recipe, load_document, parse_recipe
+from jobs.recipe import Recipe, parse_recipe
+from jobs.recipe_text import load_document
 from jobs.records import Submitted
 from jobs.store import JobStore
 from jobs.tenants import Stores

@@ -1,0 +1,124 @@
+"""The steps of a recipe: what can be done to a model, and with what choices."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+
+Pattern = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Strict(BaseModel):
+    """A part of a recipe: unknown keys are refused, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PruneStep(Strict):
+    """Set weights to zero, an exact number of them."""
+
+    op: Literal["prune"]
+    method: Literal["magnitude", "random"] = Field(
+        "magnitude", description="What decides: the smallest absolute values, or a seeded draw."
+    )
+    structure: Literal["unstructured", "2:4", "4:8"] = Field(
+        "unstructured",
+        description="`unstructured`, or N zeros in every group of M consecutive inputs.",
+    )
+    sparsity: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Fraction of weights that become zero, in [0, 1). N:M structures imply 0.5.",
+    )
+    scope: Literal["tensor", "row", "global"] = Field(
+        "tensor", description="Within what the fraction is counted."
+    )
+    biases: bool = Field(False, description="Prune the biases of the selected modules too.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of `method: random`.")
+    include: tuple[Pattern, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="fnmatch patterns on module names. Default: every Linear and Conv but the "
+        "output head; embeddings and the head only where a pattern names them.",
+    )
+    exclude: tuple[Pattern, ...] = Field(
+        (), max_length=1000, description="fnmatch patterns on module names, applied last."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PruneStep":
+        if self.structure == "unstructured":
+            if self.sparsity is None:
+                raise ValueError("sparsity is needed, for example 0.5")
+            return self
+        if self.sparsity not in (None, 0.5):
+            raise ValueError(f"structure {self.structure} means sparsity 0.5; leave sparsity out")
+        if self.scope != "tensor":
+            raise ValueError(f"structure {self.structure} is counted per group; leave scope out")
+        if self.biases:
+            raise ValueError(f"structure {self.structure} has no meaning for biases")
+        return self
+
+
+class QuantizeStep(Strict):
+    """Round weights to int8, symmetric, one scale per output channel or per group of inputs."""
+
+    op: Literal["quantize"]
+    scheme: Literal["w8a16", "w8a8"] = Field(
+        description="`w8a16`: weights only. `w8a8`: activations too, rounded at run time per token."
+    )
+    group_size: int | None = Field(
+        None,
+        ge=16,
+        le=4096,
+        multiple_of=4,
+        description="How many consecutive inputs of a channel share a scale, such as 128; `w8a16` "
+        "only. Default: all of them. Weights whose inputs it does not divide stay float.",
+    )
+    embeddings: bool | None = Field(
+        None,
+        description="Round embeddings too, one scale per row; tied ones stay float. transformers "
+        "and load.py open the artifact, vLLM does not. Default: they stay float.",
+    )
+    target_bytes: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="Size of the artifact's files, such as `600MiB`. The weights that rounding "
+        "harms most, by the byte, stay float as long as the artifact is no larger. Default: none.",
+    )
+    max_relative_rmse: float | None = Field(
+        None,
+        gt=0,
+        description="A weight that rounding would change by more than this, as relative RMSE, "
+        "stays float, and so does what loaders fuse with it. Default: none.",
+    )
+    include: tuple[Pattern, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="fnmatch patterns on module names. Default: every Linear and Conv but the "
+        "output head, and with `embeddings` every embedding.",
+    )
+    exclude: tuple[Pattern, ...] = Field(
+        (), max_length=1000, description="fnmatch patterns on module names, applied last."
+    )
+
+    @model_validator(mode="after")
+    def _grouped_weights_only(self) -> "QuantizeStep":
+        if self.group_size is not None and self.scheme != "w8a16":
+            raise ValueError("group_size is for scheme w8a16; w8a8 has one scale per channel")
+        return self
+
+    @property
+    def is_aimed(self) -> bool:
+        """Whether what stays float depends on the weights themselves."""
+        return self.target_bytes is not None or self.max_relative_rmse is not None
+
+
+Step = Annotated[PruneStep | QuantizeStep, Field(discriminator="op")]
+
+#: What `op` may say.
+OPS: tuple[str, ...] = tuple(
+    get_args(step.model_fields["op"].annotation)[0] for step in get_args(get_args(Step)[0])
+)
