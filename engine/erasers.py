@@ -18,7 +18,10 @@ from engine.compilation import Bits
 from engine.measurements import Measurement
 from engine.rankings import Ranking
 from engine.relays import Relay
+from engine.source import Source
 from engine.workbench import Workbench
+from planning.extents import Extent
+from planning.selection import Target
 
 #: Copies one chunk, [R, W], from memory to other memory with some of its weights as +0.
 Erasure = Callable[[Bits, Bits, Workbench], None]
@@ -67,6 +70,32 @@ class ThresholdEraser:
         bench.kernels.erase_smallest(
             before.reshape(-1), flat, mask, threshold.key, left, after.reshape(-1)
         )
+
+
+@dataclass(frozen=True)
+class ChosenEraser:
+    """Gives what a calibration made of a tensor, where that says which weights stay.
+
+    Attributes:
+        source: Where from.
+        target: The tensor.
+        extent: How it is cut.
+    """
+
+    source: Source
+    target: Target
+    extent: Extent
+
+    def enlist(self, chunk: Chunk) -> Erasure:
+        """Give the erasure of the next chunk; see `Eraser`."""
+        return partial(self._erase, chunk)
+
+    def fork(self) -> "ChosenEraser":
+        """Give itself, because no chunk depends on another; see `Eraser`."""
+        return self
+
+    def _erase(self, chunk: Chunk, _: Bits, after: Bits, __: Workbench) -> None:
+        self.source.read_chosen(self.target, self.extent, chunk, after)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from engine.source import Source
 from jobs.checkpoint import open_checkpoint
 from jobs.recipe import ENGINE_VERSION, Recipe
 from jobs.report import Report
+from planning.calibrated_files import calibrated_files
 from planning.memory_model import Levels
 from planning.module_kinds import ModuleKinds
 from planning.plan import Plan, make_plan
@@ -42,6 +43,7 @@ def compress(
     idle_bytes: int | None = None,
     journal: Path | None = None,
     writes_back: bool = False,
+    calibrated: Path | None = None,
 ) -> Report:
     """Prune and quantize a checkpoint, writing the artifact as it goes.
 
@@ -66,6 +68,7 @@ def compress(
             everything else in the folder removed.
         writes_back: Have the disk begin with each file when that is complete, so that a caller who
             waits for the disk afterwards waits less. It takes some of the job's own time.
+        calibrated: Where a calibration of the same recipe wrote what data decided about.
 
     Returns:
         Everything measured. Equal models and recipes give artifacts of equal bytes, however many
@@ -89,8 +92,9 @@ def compress(
         )
         prediction = predict(plan, levels, chunk_bytes)
         refuse_overruns(prediction, recipe.budget)
-        job = _fingerprint(plan, prediction.buffers.chunk_bytes)
-        with Source(plan.checkpoint) as source, Journal(journal, job, artifact_folder) as book:
+        job = _fingerprint(plan, prediction.buffers.chunk_bytes, calibrated)
+        files = Source(plan.checkpoint, calibrated)
+        with files as source, Journal(journal, job, artifact_folder) as book:
             errors = rehearse(plan, prediction, source, book, entries, on_progress)
             settled = settle_plan(plan, kinds, prediction, errors)
             plan = settled.plan
@@ -120,7 +124,7 @@ def _plan(
     return plan, kinds
 
 
-def _fingerprint(plan: Plan, chunk_bytes: int) -> str:
+def _fingerprint(plan: Plan, chunk_bytes: int, calibrated: Path | None) -> str:
     """Tell the job from others by all that decides which tasks it has and what they write."""
 
     def parts() -> Iterator[object]:
@@ -129,6 +133,8 @@ def _fingerprint(plan: Plan, chunk_bytes: int) -> str:
             status = (plan.checkpoint.folder / shard.source.name).stat()
             yield shard.source.name, status.st_size, status.st_mtime_ns, shard.header
             yield from shard.placements
+        for file in calibrated_files(calibrated):
+            yield file.path.name, file.path.stat().st_mtime_ns, file.kind, file.tensors
 
     return fingerprint_of(parts())
 

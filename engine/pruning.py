@@ -12,7 +12,7 @@ from itertools import islice
 from engine.bookmarks import Bookmarks
 from engine.chunks import Chunk, Section, sections
 from engine.crew import Bell, Task
-from engine.erasers import Eraser, GroupEraser, RowEraser, ThresholdEraser
+from engine.erasers import ChosenEraser, Eraser, GroupEraser, RowEraser, ThresholdEraser
 from engine.ledger import StepEntry
 from engine.looks import Look
 from engine.measurements import Measurement
@@ -88,7 +88,7 @@ class Pruning:
             The tasks, and before them those that measure what they need to know.
         """
         relays: Relays = {}
-        steps = [index for index in target.prune_steps if index < limit]
+        steps = [i for i in target.prune_steps if i < limit and not self._steps[i].is_calibrated]
         for index in steps:
             if self._steps.is_measured_whole(index):
                 yield from self._whole_looks.measure(index, target, relays)
@@ -100,7 +100,7 @@ class Pruning:
             if skipped >= section.count:
                 skipped -= section.count
                 continue
-            strand: list[tuple[int, Eraser]] = []
+            strand = self._chosen(target)
             for index in steps:
                 eraser = yield from self._eraser(index, target, section, strand, relays)
                 strand.append((index, eraser))
@@ -116,6 +116,14 @@ class Pruning:
             if done is not None and not section.is_one_stream:
                 nbytes = section.rows * section.width * target.itemsize
                 yield from self._bookmarks.pass_by(section.count, nbytes, relays)
+
+    def _chosen(self, target: Target) -> list[tuple[int, Eraser]]:
+        """Give what comes before all other steps, where data decided about a tensor."""
+        if not target.is_calibrated:
+            return []
+        eraser = ChosenEraser(self._source, target, self._extents[target.name])
+        # Only the first prune step can be the one that did, and else it was the last step.
+        return [(target.prune_steps[0] if target.prune_steps else len(self._entries) - 1, eraser)]
 
     def _looks_at(
         self, index: int, target: Target, section: Section, strand: Strand

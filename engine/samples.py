@@ -1,6 +1,7 @@
 """Places in tensors, chosen by the tensors' names alone, and the files in which they are read."""
 
 import os
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
 from jobs.safetensors_header import TensorSpec
+from planning.calibrated_files import CalibratedFile
 
 Values = npt.NDArray[np.float64]
 
@@ -74,18 +76,21 @@ class TensorFiles:
 
     Args:
         checkpoint: The checkpoint.
+        calibrated: Files of a calibration; what they hold is read from there.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._folder = checkpoint.folder
-        self._homes = {tensor.name: shard for shard, tensor in checkpoint.walk()}
-        self._files: dict[str, int] = {}
+    def __init__(self, checkpoint: Checkpoint, calibrated: Iterable[CalibratedFile] = ()) -> None:
+        shards = ((checkpoint.folder / shard.name, shard.header) for shard in checkpoint.shards)
+        self._headers = (*shards, *((file.path, file.header) for file in calibrated))
+        self._places: dict[str, tuple[int, int]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        for name in {shard.name for shard in self._homes.values()}:
-            self._files[name] = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
-            self._stack.callback(os.close, self._files[name])
+        for path, header in self._headers:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._stack.callback(os.close, file)
+            for tensor in header.tensors:
+                self._places[tensor.name] = file, header.data_start + tensor.start
         return self
 
     def __exit__(
@@ -113,11 +118,11 @@ class TensorFiles:
         Raises:
             Problem: `invalid_artifact`: the file ended early.
         """
-        shard = self._homes[tensor.name]
+        file, start = self._places[tensor.name]
         elements = np.empty(count, dtype)
-        position = shard.header.data_start + tensor.start + first * elements.itemsize
-        if os.preadv(self._files[shard.name], [elements.data], position) != elements.nbytes:
-            raise Problem("invalid_artifact", f"{shard.name} ended inside tensor {tensor.name!r}.")
+        position = start + first * elements.itemsize
+        if os.preadv(file, [elements.data], position) != elements.nbytes:
+            raise Problem("invalid_artifact", f"A file ended inside tensor {tensor.name!r}.")
         return elements
 
     def read_floats(self, tensor: TensorSpec, first: int, count: int) -> Values:

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +15,8 @@ from engine.rankings import MAGNITUDE
 from engine.workbench import Workbench
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
+from jobs.safetensors_header import Header
+from planning.calibrated_files import CHOSEN, calibrated_files
 from planning.extents import Extent
 from planning.selection import Target
 
@@ -28,21 +31,30 @@ class Source:
 
     Args:
         checkpoint: The model.
+        calibrated: Where a calibration wrote what data decided about; None without one.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, calibrated: Path | None = None) -> None:
         self._checkpoint = checkpoint
+        self._calibrated = calibrated
         self._places: dict[str, tuple[int, int]] = {}
+        self._chosen: dict[str, tuple[int, int]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        folder = self._checkpoint.folder
         for shard in self._checkpoint.shards:
-            path = self._checkpoint.folder / shard.name
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self._stack.callback(os.close, file)
-            for tensor in shard.header.tensors:
-                self._places[tensor.name] = file, shard.header.data_start + tensor.start
+            self._open(folder / shard.name, shard.header, self._places)
+        for file in calibrated_files(self._calibrated):
+            places = self._chosen if file.kind == CHOSEN else self._places
+            self._open(file.path, file.header, places)
         return self
+
+    def _open(self, path: Path, header: Header, places: dict[str, tuple[int, int]]) -> None:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._stack.callback(os.close, file)
+        for tensor in header.tensors:
+            places[tensor.name] = file, header.data_start + tensor.start
 
     def __exit__(
         self,
@@ -82,18 +94,25 @@ class Source:
             Problem: `non_finite_weight`, with the tensor and the index of the first NaN or
                 infinity in the chunk; `invalid_checkpoint`: the file ended early.
         """
-        file, start = self._places[target.name]
-        itemsize = target.itemsize
-        shape = (chunk.rows, chunk.width)
-        bits: Bits = bench.take("read", shape, _PATTERNS[itemsize])
-        first = start + file_position(chunk, extent) * itemsize
-        if chunk.is_run:
-            _read_into(file, bits, first)
-        else:
-            for i, row in enumerate(bits):
-                _read_into(file, row, first + i * extent.file_columns * itemsize)
+        bits: Bits = bench.take("read", (chunk.rows, chunk.width), _PATTERNS[target.itemsize])
+        _read_chunk(self._places[target.name], extent, chunk, bits)
         self._refuse_non_finite(target, extent, chunk, bits)
         return bits
+
+    def read_chosen(self, target: Target, extent: Extent, chunk: Chunk, memory: Bits) -> None:
+        """Read what a calibration made of a chunk.
+
+        Args:
+            target: A tensor that data decided about.
+            extent: How it is cut.
+            chunk: Which part of it.
+            memory: Where its bit patterns go, [rows, width].
+
+        Raises:
+            Problem: As `read`.
+        """
+        _read_chunk(self._chosen[target.name], extent, chunk, memory)
+        self._refuse_non_finite(target, extent, chunk, memory)
 
     def _refuse_non_finite(self, target: Target, extent: Extent, chunk: Chunk, bits: Bits) -> None:
         tensor = target.matrix.tensor
@@ -108,6 +127,16 @@ class Source:
             f"Tensor {tensor.name!r} holds a NaN or an infinity at index {index}.",
             extra={"tensor": tensor.name, "index": index},
         )
+
+
+def _read_chunk(place: tuple[int, int], extent: Extent, chunk: Chunk, bits: Bits) -> None:
+    file, start = place
+    first = start + file_position(chunk, extent) * bits.itemsize
+    if chunk.is_run:
+        _read_into(file, bits, first)
+        return
+    for i, row in enumerate(bits):
+        _read_into(file, row, first + i * extent.file_columns * bits.itemsize)
 
 
 def _read_into(file: int, values: Bits | Bytes, offset: int) -> None:

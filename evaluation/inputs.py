@@ -12,7 +12,7 @@ import torch
 from evaluation.datasets import read_rows
 from evaluation.labels import label_index
 from jobs.problems import Problem
-from jobs.recipe import Evaluate
+from jobs.recipe import Calibrate, Evaluate
 
 #: What a model is given that says which of its inputs are padding.
 MASK = "attention_mask"
@@ -45,7 +45,7 @@ def batches_of(
     model: Any,  # noqa: ANN401 - transformers has no types
     folder: Path,
     dataset: Path | None,
-    wanted: Evaluate,
+    wanted: Evaluate | Calibrate,
 ) -> Iterator[Batch]:
     """Give the inputs of a model, batch by batch, the same each time.
 
@@ -62,6 +62,7 @@ def batches_of(
         Problem: `invalid_dataset`, with the row; `evaluation_failed`.
     """
     if dataset is None:
+        assert isinstance(wanted, Evaluate)  # noqa: S101 - calibration has a data set
         yield from _random_batches(model, wanted)
         return
     encode = None
@@ -140,7 +141,7 @@ def _text_batch(model: Any, inputs: dict[str, torch.Tensor], labels: list[Any] |
     return Batch(_with_decoder(model, known), found, mask)
 
 
-def _longest(model: Any, wanted: Evaluate) -> int:  # noqa: ANN401
+def _longest(model: Any, wanted: Evaluate | Calibrate) -> int:  # noqa: ANN401
     """Give how many tokens a row may have: the model has no places for more."""
     places = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # Some keep two of their places for padding.

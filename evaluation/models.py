@@ -33,10 +33,9 @@ def open_model(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    members = json.loads((folder / _CONFIG_NAME).read_bytes())
-    model_class = _class_of(members)
+    model_class, members = trusted_config(folder)
     with blamed_on("evaluation_failed", f"{model_class.__name__} does not open the folder"):
-        config = model_class.config_class.from_dict(_trusted(members))
+        config = model_class.config_class.from_dict(members)
         model, loaded = model_class.from_pretrained(
             folder,
             config=config,
@@ -54,6 +53,22 @@ def open_model(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
             f"{missing[0]!r}; run with random ones, it would tell nothing.",
         )
     return model.eval()
+
+
+def trusted_config(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Read a folder's config, and leave out what names code.
+
+    Args:
+        folder: A transformers folder.
+
+    Returns:
+        The library's own class that it names, and its members.
+
+    Raises:
+        Problem: `unknown_architecture`: the installed transformers has no such class.
+    """
+    members = json.loads((folder / _CONFIG_NAME).read_bytes())
+    return _class_of(members), _trusted(members)
 
 
 def _class_of(config: dict[str, Any]) -> Any:  # noqa: ANN401

@@ -40,10 +40,12 @@ def deciding_parts(recipe: Recipe) -> dict[str, Any]:
         recipe: The recipe.
 
     Returns:
-        Its steps and its output; budget and gate only decide whether there is an artifact. What
-        was left open is left out, so that a recipe's key outlives what recipes learn later.
+        Its steps, the data that these go by, and its output; budget and gate only decide whether
+        there is an artifact. What was left open is left out, so that a recipe's key outlives what
+        recipes learn later.
     """
-    return recipe.model_dump(mode="json", include={"steps", "output"}, exclude_none=True)
+    deciding = {"steps", "calibrate", "output"}
+    return recipe.model_dump(mode="json", include=deciding, exclude_none=True)
 
 
 def equality_key(model: str, recipe: Recipe) -> str:

@@ -61,6 +61,24 @@ class Agreement(_Value):
     )
 
 
+class Calibration(_Value):
+    """What taking the model through its calibration data gave, block by block."""
+
+    rows: Count
+    tokens: Count | None = Field(None, description="Padding apart; None where rows have none.")
+    blocks: Count = Field(description="Parts of the model that were in memory one after the other.")
+    smoothed_norms: tuple[str, ...] = Field(
+        (), description="Norms whose outputs were made smaller, and the weights after them larger."
+    )
+    error_ratios: dict[str, float] = Field(
+        {},
+        description="By module that gptq rounded: the squared error of its outputs for these rows, "
+        "over that of rounding every weight to its nearest step; never above 1.",
+    )
+    resident_peak_bytes: Bytes = Field(description="Of the whole process, libraries included.")
+    seconds: Seconds = Field(description="Of the process.")
+
+
 class Ran(_Value):
     """What running one model gave, as the process that ran it writes it down."""
 

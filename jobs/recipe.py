@@ -76,6 +76,18 @@ class Evaluate(Strict):
     seed: int = Field(0, ge=0, lt=2**63, description="Of random inputs.")
 
 
+class Calibrate(Strict):
+    """The data that `wanda`, `gptq` and `smooth` go by; transformers folders only."""
+
+    dataset: str = Field(
+        pattern=r"^ds_[0-9a-f]{64}$",
+        description="A data set's id, of any kind that `evaluate` takes; labels say nothing here.",
+    )
+    rows: int = Field(128, ge=1, le=100_000, description="At most so many rows, the first ones.")
+    batch_size: int = Field(8, ge=1, le=4096, description="Rows that are run at a time.")
+    max_length: int = Field(512, ge=2, le=32_768, description="Tokens of a row, at most.")
+
+
 class Gate(Strict):
     """Conditions that the result must meet; the job fails with `gate_failed` otherwise.
 
@@ -120,6 +132,9 @@ class Recipe(Strict):
 
     steps: tuple[Step, ...] = Field(min_length=1, max_length=16)
     budget: Budget = Budget()
+    calibrate: Calibrate | None = Field(
+        None, description="The data that calibrated steps need; only with such steps."
+    )
     evaluate: Evaluate | None = Field(None, description="Whether and how to run the model.")
     gate: Gate = Gate()
     output: Output = Output()
@@ -142,16 +157,51 @@ class Recipe(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _calibrated(self) -> "Recipe":
+        calibrated = [i for i, step in enumerate(self.steps) if step.is_calibrated]
+        if calibrated and self.calibrate is None:
+            raise ValueError(
+                f"step {calibrated[0] + 1} needs data: a calibrate section with a dataset"
+            )
+        if self.calibrate is not None and not calibrated:
+            raise ValueError(
+                "no step needs the calibrate section: prune with method wanda, or quantize with "
+                "method gptq or smooth, does"
+            )
+        prunes = [i for i, step in enumerate(self.steps) if step.op == "prune"]
+        if len([i for i in calibrated if i in prunes]) > 1:
+            raise ValueError("a recipe has at most one prune step with method wanda")
+        if calibrated and calibrated != list(range(calibrated[0], calibrated[-1] + 1)):
+            raise ValueError("calibrated steps follow one another: wanda, then gptq or smooth")
+        if calibrated and calibrated[0] in prunes and calibrated[0] > 0:
+            raise ValueError("wanda is the first step: it looks at the model as it came")
+        if calibrated and calibrated[0] not in prunes and prunes:
+            raise ValueError("gptq and smooth follow no prune step but wanda")
+        return self
+
     @property
-    def dataset(self) -> str | None:
-        """The data set that the job reads; None where it reads none."""
-        return self.evaluate.dataset if self.evaluate else None
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets that the job reads, each once."""
+        sections = (self.calibrate, self.evaluate)
+        named = (section.dataset for section in sections if section is not None)
+        return tuple(dict.fromkeys(dataset for dataset in named if dataset is not None))
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether the job runs the model, rather than only reading its weights."""
+        return self.calibrate is not None or self.evaluate is not None
+
+    @property
+    def rounding(self) -> QuantizeStep | None:
+        """The quantize step; None without one."""
+        last = self.steps[-1]
+        return last if isinstance(last, QuantizeStep) else None
 
     @property
     def aimed_step(self) -> QuantizeStep | None:
         """The quantize step that needs to know its weights' errors first; None without one."""
-        last = self.steps[-1]
-        return last if isinstance(last, QuantizeStep) and last.is_aimed else None
+        return self.rounding if self.rounding and self.rounding.is_aimed else None
 
 
 def parse_recipe(members: object, pointer: str = "") -> Recipe:

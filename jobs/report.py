@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.quality import Quality
+from jobs.quality import Calibration, Quality
 
 Bytes = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -86,7 +86,7 @@ class StepReport(_Value):
     """One step of the recipe."""
 
     op: Literal["prune", "quantize"]
-    method: str = Field(description="`magnitude`, `random`, or the scheme of a quantize step.")
+    method: str = Field(description="As in the recipe; the scheme of a quantize step.")
     seconds: Seconds = Field(description="Time spent in the step's own arithmetic.")
     bytes_read: Bytes = Field(
         description="Read for this step alone. The pass that writes the artifact reads every "
@@ -204,6 +204,9 @@ class Report(_Value):
     verification: Verification | None = Field(
         None, description="What was verified; None where the artifact did not pass."
     )
+    calibration: Calibration | None = Field(
+        None, description="What data decided; None where the recipe has no calibrated step."
+    )
     quality: Quality | None = Field(
         None, description="What running the model gave; None where the recipe does not evaluate."
     )
@@ -211,6 +214,11 @@ class Report(_Value):
         description="What the job ran with; transformers only where it has a config, with "
         "`(table)` where the table of architectures made from it was enough."
     )
+
+    def calibrated(self, calibration: Calibration) -> "Report":
+        """Give the report of the same job with its calibration, and with what that took."""
+        memory = self._with_peak(calibration.resident_peak_bytes)
+        return self.model_copy(update={"calibration": calibration, "memory": memory})
 
     def evaluated(self, quality: Quality) -> "Report":
         """Give the report of the same job with how its model answers, and with what that took."""

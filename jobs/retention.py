@@ -63,7 +63,7 @@ def _expire_uploads(stores: Stores, days: float) -> Iterator[str]:
     if not days:
         return
     jobs = map(stores.jobs.get, stores.jobs.open_ids())
-    needed = {name for job in jobs if job is not None for name in (job.model, job.recipe.dataset)}
+    needed = {name for job in jobs if job is not None for name in (job.model, *job.recipe.datasets)}
     for store, prefix in zip(get_args(StoreName), ("mdl_", "ds_"), strict=True):
         for digest in list(stores.blobs.digests(store)):
             name = prefix + digest

@@ -1,6 +1,6 @@
 """The steps of a recipe: what can be done to a model, and with what choices."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
@@ -17,8 +17,10 @@ class PruneStep(Strict):
     """Set weights to zero, an exact number of them."""
 
     op: Literal["prune"]
-    method: Literal["magnitude", "random"] = Field(
-        "magnitude", description="What decides: the smallest absolute values, or a seeded draw."
+    method: Literal["magnitude", "random", "wanda"] = Field(
+        "magnitude",
+        description="What decides: the smallest absolute values, a seeded draw, or absolute values "
+        "times the norms of their inputs (`wanda`, which needs `calibrate`).",
     )
     structure: Literal["unstructured", "2:4", "4:8"] = Field(
         "unstructured",
@@ -31,7 +33,9 @@ class PruneStep(Strict):
         description="Fraction of weights that become zero, in [0, 1). N:M structures imply 0.5.",
     )
     scope: Literal["tensor", "row", "global"] = Field(
-        "tensor", description="Within what the fraction is counted."
+        "tensor",
+        description="Within what the fraction is counted; `wanda` counts per row, and needs not "
+        "be told.",
     )
     biases: bool = Field(False, description="Prune the biases of the selected modules too.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of `method: random`.")
@@ -45,6 +49,24 @@ class PruneStep(Strict):
     exclude: tuple[Pattern, ...] = Field(
         (), max_length=1000, description="fnmatch patterns on module names, applied last."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counted_per_row(cls, members: Any) -> Any:  # noqa: ANN401 - whatever the recipe holds
+        if isinstance(members, dict) and members.get("method") == "wanda":
+            is_grouped = members.get("structure", "unstructured") != "unstructured"
+            return members if is_grouped else {"scope": "row", **members}
+        return members
+
+    @model_validator(mode="after")
+    def _weighted(self) -> "PruneStep":
+        if not self.is_calibrated:
+            return self
+        if self.structure == "unstructured" and self.scope != "row":
+            raise ValueError("wanda compares the weights of a row; leave scope out")
+        if self.biases:
+            raise ValueError("wanda has no inputs to weigh biases with; leave biases out")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "PruneStep":
@@ -60,6 +82,11 @@ class PruneStep(Strict):
             raise ValueError(f"structure {self.structure} has no meaning for biases")
         return self
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether data decide which weights go."""
+        return self.method == "wanda"
+
 
 class QuantizeStep(Strict):
     """Round weights to int8, symmetric, one scale per output channel or per group of inputs."""
@@ -67,6 +94,18 @@ class QuantizeStep(Strict):
     op: Literal["quantize"]
     scheme: Literal["w8a16", "w8a8"] = Field(
         description="`w8a16`: weights only. `w8a8`: activations too, rounded at run time per token."
+    )
+    method: Literal["gptq"] | None = Field(
+        None,
+        description="How weights of Linears find their steps. Default: each takes its nearest one. "
+        "`gptq`: each makes up for the errors of those before, which needs `calibrate`.",
+    )
+    smooth: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="SmoothQuant's alpha, such as 0.5, for `w8a8`: inputs that are far larger than "
+        "others become smaller, and their weights larger. It needs `calibrate`. Default: none.",
     )
     group_size: int | None = Field(
         None,
@@ -109,6 +148,19 @@ class QuantizeStep(Strict):
         if self.group_size is not None and self.scheme != "w8a16":
             raise ValueError("group_size is for scheme w8a16; w8a8 has one scale per channel")
         return self
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> "QuantizeStep":
+        if self.smooth is not None and self.scheme != "w8a8":
+            raise ValueError("smooth is for scheme w8a8; w8a16 rounds no activations")
+        if self.is_calibrated and self.is_aimed:
+            raise ValueError("gptq and smooth round everything; leave the aims or these out")
+        return self
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether data decide what weights become."""
+        return self.method == "gptq" or self.smooth is not None
 
     @property
     def is_aimed(self) -> bool:

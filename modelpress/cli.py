@@ -62,7 +62,8 @@ cache_option = click.option(
 )  # fmt: skip
 dataset_option = click.option(
     "--dataset", metavar="FILE",
-    help="Run the model on it before and after: JSON lines, .safetensors, .npz, or an id (ds_...).",
+    help="What calibrate and evaluate go by, where they name none: JSON lines, .safetensors, .npz, "
+    "or an id (ds_...). A recipe with neither evaluates on it.",
 )  # fmt: skip
 tensors_option = click.option(
     "--all-tensors", is_flag=True, help="List every changed tensor, not only the ten worst."

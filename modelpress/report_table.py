@@ -25,9 +25,9 @@ def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group
         all_tensors: Whether to list each changed tensor rather than those that lost most.
 
     Returns:
-        What rich can print: the sizes, the memory, what was verified, how the model
-        answers before and after, the steps, the tensors with
-        the largest error first, those that gain most as floats, what was skipped, and the loaders.
+        What rich can print: the sizes, the memory, what was verified, what data decided, how the
+        model answers before and after, the steps, the tensors with the largest error first, those
+        that gain most as floats, what was skipped, and the loaders.
     """
     tables: list[Table] = []
     if report.get("quality"):
@@ -46,6 +46,8 @@ def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group
     lines = [_headline(report), _memory(report.get("memory") or {})]
     if report.get("verification"):
         lines.append(_verification(report["verification"]))
+    if report.get("calibration"):
+        lines.append(_calibration(report["calibration"]))
     if report.get("quality"):
         lines.append(_agreement(report["quality"]))
     return Group(*lines, *spaced)
@@ -79,6 +81,23 @@ def _verification(found: dict[str, Any]) -> Text:
     tensors, rows, error = (found.get(name) for name in ("tensors", "rows", "max_error_steps"))
     compared = f"{tensors or 0:,} tensors, {rows or 0:,} of their rows compared with the model"
     return Text(f"verified: {compared}" + (f", error {error:.3f} steps" if error else ""))
+
+
+def _calibration(found: dict[str, Any]) -> Text:
+    facts = [f"{_count(found.get('rows'))} rows"]
+    if found.get("tokens") is not None:
+        facts.append(f"{_count(found['tokens'])} tokens")
+    facts.append(f"{_count(found.get('blocks'))} blocks one by one")
+    facts.append(f"peak {_size(found.get('resident_peak_bytes'))}")
+    if found.get("seconds") is not None:
+        facts.append(format_seconds(found["seconds"]))
+    if found.get("smoothed_norms"):
+        facts.append(f"{len(found['smoothed_norms'])} norms smoothed")
+    ratios = sorted((found.get("error_ratios") or {}).values())
+    if ratios:
+        median = _percent(ratios[len(ratios) // 2])
+        facts.append(f"squared error of outputs {median} of plain rounding's")
+    return Text("calibrated: " + ", ".join(facts))
 
 
 def _agreement(quality: dict[str, Any]) -> Text:

@@ -104,7 +104,7 @@ class Session:
     def with_dataset(
         self, client: Client, recipe: dict[str, Any], dataset: str | None
     ) -> dict[str, Any]:
-        """Have a recipe evaluate on a data set, uploaded with a meter unless it is an id already.
+        """Have a recipe name a data set, uploaded with a meter unless it is an id already.
 
         Args:
             client: The service.
@@ -112,7 +112,8 @@ class Session:
             dataset: A path, or the id of an uploaded data set; None leaves the recipe as it is.
 
         Returns:
-            The recipe that names it.
+            The recipe, whose `calibrate` and `evaluate` name it unless they name another; one that
+            has neither evaluates on it.
         """
         if dataset is None:
             return recipe
@@ -120,11 +121,14 @@ class Session:
             with meter(sys.stderr) as shown:
                 dataset = client.upload_dataset(dataset, show_bytes(shown, "upload")).id
             self.say(f"data set {dataset}")
-        asked = recipe.get("evaluate") or {}
-        if not isinstance(asked, dict):
-            # What is wrong with it is for the service to say.
-            return recipe
-        return {**recipe, "evaluate": {**asked, "dataset": dataset}}
+        sections = [name for name in ("calibrate", "evaluate") if name in recipe] or ["evaluate"]
+        named = dict(recipe)
+        for name in sections:
+            asked = recipe.get(name) or {}
+            # What is wrong with anything else is for the service to say.
+            if isinstance(asked, dict):
+                named[name] = {"dataset": dataset, **asked}
+        return named
 
     def wait(
         self, client: Client, job_id: str, timeout: float | None, *, cancel_on_interrupt: bool

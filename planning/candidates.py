@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
 from jobs.safetensors_header import TensorSpec
+from planning.blocks import block_of
 from planning.matrices import WEIGHT_DTYPES, Matrix
 from planning.module_kinds import ModuleKinds
 from planning.naming import (
@@ -16,6 +17,9 @@ from planning.naming import (
     kind_by_shape,
     module_of,
 )
+
+#: Modules whose output channels are sums over inputs, each with a weight of its own.
+_WATCHED_KINDS = frozenset({"Linear", "Conv1D"})
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,12 @@ class Candidate:
     is_stored_twice: bool
     is_merged: bool
     is_named: bool
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it has inputs that are seen where the model is run block by block."""
+        is_linear = self.kind in _WATCHED_KINDS and not self.is_merged
+        return is_linear and block_of(self.model_module or "") is not None
 
     @property
     def is_stacked(self) -> bool:

@@ -91,9 +91,8 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
     buffers = model.fit(plan.recipe.budget)
     peak = held = model.peak_bytes(buffers)
     least = model.least_bytes
-    if plan.recipe.evaluate is not None:
-        held = max(held, running_bytes(plan.checkpoint))
-        least = max(least, least_running_bytes(plan.checkpoint))
+    held = max(held, running_bytes(plan.checkpoint, plan.recipe, targets))
+    least = max(least, least_running_bytes(plan.checkpoint, plan.recipe))
     measured = bytes_read(targets, plan.recipe, buffers.chunk_bytes)
     if is_aimed:
         measured = [2 * nbytes for nbytes in measured]

@@ -1,18 +1,28 @@
 """Whether a model can be run, and what it takes: an estimate, as only its own code knows more."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Detail, Problem
-from jobs.recipe import Recipe
+from jobs.recipe import Calibrate, Recipe
+from planning.blocks import block_of
+from planning.selection import Target
 
 #: torch and transformers, once imported: seen 440 to 500 MB, and none below the first.
 _LEAST_LIBRARY_BYTES = 400_000_000
 _LIBRARY_BYTES = 470_000_000
 #: Loading holds some weights twice, and outputs and activations come on top.
 _SHARE_ON_TOP = 0.15
+#: What a config calls the width of what blocks hand on, and what of it a row's token takes.
+_WIDTH_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
+_ACTIVATION_BYTES = 4
+#: Matrices as large as the sums themselves that are held while one is inverted.
+_INVERSES = 3
 
 
 def refuse_unrunnable(recipe: Recipe, pointer: str, *, has_config: bool) -> None:
-    """Refuse to evaluate what transformers does not open.
+    """Refuse to evaluate or calibrate what transformers does not open.
 
     Args:
         recipe: What is to be done.
@@ -22,14 +32,15 @@ def refuse_unrunnable(recipe: Recipe, pointer: str, *, has_config: bool) -> None
     Raises:
         Problem: `evaluation_unsupported`.
     """
+    if recipe.runs_model and not has_config:
+        section = "calibrate" if recipe.calibrate else "evaluate"
+        raise _unsupported(
+            f"{pointer}/{section}",
+            f"{section} runs transformers folders, and the model has no config.json. Upload the "
+            f"folder with it, or leave {section} out.",
+        )
     if recipe.evaluate is None:
         return
-    if not has_config:
-        raise _unsupported(
-            f"{pointer}/evaluate",
-            "evaluate runs transformers folders, and the model has no config.json. Upload the "
-            "folder with it, or leave evaluate out.",
-        )
     if recipe.output.format == "safetensors" and recipe.steps[-1].op == "quantize":
         raise _unsupported(
             f"{pointer}/output/format",
@@ -38,28 +49,65 @@ def refuse_unrunnable(recipe: Recipe, pointer: str, *, has_config: bool) -> None
         )
 
 
-def least_running_bytes(checkpoint: Checkpoint) -> int:
-    """Give what a process that runs a model holds at least: the libraries, and every weight.
+def least_running_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Give what the processes that run a model hold at least: the libraries, and their weights.
 
     Args:
         checkpoint: The model; its artifact is float again when it is run.
+        recipe: What is to be done.
 
     Returns:
-        Bytes of resident memory.
+        Bytes of resident memory; 0 where the model is not run.
     """
-    return _LEAST_LIBRARY_BYTES + _weight_bytes(checkpoint)
+    held = []
+    if recipe.evaluate is not None:
+        held.append(_weight_bytes(checkpoint))
+    if recipe.calibrate is not None:
+        held.append(_largest_block_bytes(checkpoint))
+    return _LEAST_LIBRARY_BYTES + max(held) if held else 0
 
 
-def running_bytes(checkpoint: Checkpoint) -> int:
-    """Give about what a process that runs a model holds at its peak.
+def running_bytes(checkpoint: Checkpoint, recipe: Recipe, targets: Iterable[Target]) -> int:
+    """Give about what the processes that run a model hold at their peak.
 
     Args:
         checkpoint: The model.
+        recipe: What is to be done.
+        targets: What the job changes.
 
     Returns:
-        Bytes of resident memory.
+        Bytes of resident memory; 0 where the model is not run.
     """
-    return _LIBRARY_BYTES + round((1 + _SHARE_ON_TOP) * _weight_bytes(checkpoint))
+    held = []
+    if recipe.evaluate is not None:
+        held.append((1 + _SHARE_ON_TOP) * _weight_bytes(checkpoint))
+    if recipe.calibrate is not None:
+        held.append(_calibrating_bytes(checkpoint, recipe, recipe.calibrate, list(targets)))
+    return _LIBRARY_BYTES + round(max(held)) if held else 0
+
+
+def _calibrating_bytes(
+    checkpoint: Checkpoint, recipe: Recipe, calibrate: Calibrate, targets: list[Target]
+) -> float:
+    """Give a block with what is known of its inputs, and the activations of all rows before it."""
+    config = checkpoint.config or {}
+    width = next((w for key in _WIDTH_KEYS if isinstance(w := config.get(key), int)), 0)
+    tokens = calibrate.rows * calibrate.max_length
+    activations = tokens * width * _ACTIVATION_BYTES
+    sums = 0
+    if recipe.rounding is not None and recipe.rounding.method == "gptq":
+        inputs = {t.matrix.inputs for t in targets if t.is_calibrated}
+        # Of each, and of the widest what inverting it takes.
+        sums = 4 * (sum(n * n for n in inputs) + _INVERSES * max(inputs, default=0) ** 2)
+    return (1 + _SHARE_ON_TOP) * _largest_block_bytes(checkpoint) + sums + activations
+
+
+def _largest_block_bytes(checkpoint: Checkpoint) -> int:
+    sizes: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        sizes[block_of(tensor.name) or ""] += tensor.nbytes
+    sizes.pop("", None)
+    return max(sizes.values(), default=0)
 
 
 def _weight_bytes(checkpoint: Checkpoint) -> int:

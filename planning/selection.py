@@ -31,6 +31,7 @@ class Target:
         group_size: How many inputs share a scale; None gives every channel one.
         groups: How many consecutive inputs each N:M step prunes together.
         whole_channels: Whether some step needs to know all inputs of a channel.
+        is_calibrated: Whether data decide what it becomes.
     """
 
     matrix: Matrix
@@ -42,6 +43,7 @@ class Target:
     group_size: int | None
     groups: tuple[int, ...]
     whole_channels: bool
+    is_calibrated: bool = False
 
     @property
     def name(self) -> str:
@@ -176,6 +178,8 @@ def _target(
         rounding.group_size if rounding and not is_embedding else None,
         groups=tuple(int(s.structure[-1]) for s in steps if s.structure != "unstructured"),
         whole_channels=rounding is not None or _looks_at_rows(prune_steps, recipe),
+        is_calibrated=any(step.is_calibrated for step in steps)
+        or (rounding is not None and rounding.method == "gptq" and candidate.is_watched),
     )
 
 

@@ -78,7 +78,7 @@ class _Walk:
     def _looks_at_parts(self, index: int, target: Target) -> int:
         """Count the looks that measure a row or a column on its own, or share ties among them."""
         step, shape = self._step(index), self.shapes[target.name]
-        if step.structure != "unstructured":
+        if step.structure != "unstructured" or step.is_calibrated:
             return 0
         if step.scope != "row":
             return 1 if shape == "panel" else 0

@@ -104,7 +104,9 @@ def _chunk_buffers(
 ) -> dict[str, int]:
     buffers = {"read": extent.elements * target.itemsize}
     steps = [(i, recipe.steps[i]) for i in target.prune_steps]
-    buffers |= dict.fromkeys(PRUNED[: len(steps)], buffers["read"])
+    # What data decided about is read beside what came in.
+    written = len(steps) + (target.is_calibrated and not any(s.is_calibrated for _, s in steps))
+    buffers |= dict.fromkeys(PRUNED[:written], buffers["read"])
     if any(
         (isinstance(step, PruneStep) and step.method == "random") or is_wide(i, recipe, targets)
         for i, step in steps
@@ -128,7 +130,7 @@ def _bins(target: Target, extent: Extent, recipe: Recipe, index: int, targets: l
     step = recipe.steps[index]
     if not isinstance(step, PruneStep) or step.structure != "unstructured":
         return 0
-    if step.scope == "row" and extent.shape == "rows":
+    if step.is_calibrated or (step.scope == "row" and extent.shape == "rows"):
         return 0
     is_narrow = step.method == "magnitude" and target.itemsize == 2
     return NARROW_BINS if is_narrow and not is_wide(index, recipe, targets) else WIDE_BINS

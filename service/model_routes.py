@@ -157,7 +157,7 @@ def delete_dataset(dataset_id: str) -> Response:
     """Remove a data set that no unfinished job needs. Reports made with it stay."""
     find_dataset(dataset_id)
     for job in _open_jobs():
-        if job.recipe.dataset == dataset_id:
+        if dataset_id in job.recipe.datasets:
             raise Problem("dataset_in_use", f"{job.id} needs {dataset_id}; it is {job.state}.")
     own().blobs.remove("datasets", dataset_id[3:])
     return Response(status=204)

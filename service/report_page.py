@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from jobs.report import Report
 
@@ -117,8 +118,25 @@ def _figures(report: Report) -> tuple[tuple[str, str, str], ...]:
             f"{human_bytes(report.speed.input_bytes_per_second)}/s of input",
         ),
         ("Verified", *verified),
+        *_calibrated(report),
         *_answers(report),
     )
+
+
+def _calibrated(report: Report) -> Iterator[tuple[str, str, str]]:
+    found = report.calibration
+    if found is None:
+        return
+    tokens = "" if found.tokens is None else f"{found.tokens} tokens, "
+    peak = human_bytes(found.resident_peak_bytes)
+    yield (
+        "Calibrated",
+        f"{found.rows} rows",
+        f"{tokens}{found.blocks} blocks one by one, peak {peak}",
+    )
+    if found.error_ratios:
+        ratio = median(found.error_ratios.values())
+        yield "Error by gptq", f"{ratio:.0%}", "squared, of plain rounding's, in outputs; median"
 
 
 def _answers(report: Report) -> Iterator[tuple[str, str, str]]:

@@ -126,8 +126,8 @@ def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
             f"the model is {meta['format']}. Leave output.format out.",
         )
     refuse_unrunnable(submission.recipe, "/spec", has_config=meta["format"] == "transformers")
-    if submission.recipe.dataset is not None:
-        find_dataset(submission.recipe.dataset)
+    for dataset in submission.recipe.datasets:
+        find_dataset(dataset)
     levels, _ = known_levels()
     check_budget(files, submission.recipe, levels, "/spec")
 
@@ -138,8 +138,8 @@ def _accept(submission: Submission, key: str | None) -> Response:
         require_storage()
     # From here on the model counts as used.
     own().blobs.touch("models", submission.model.removeprefix("mdl_"))
-    if submission.recipe.dataset is not None:
-        own().blobs.touch("datasets", submission.recipe.dataset.removeprefix("ds_"))
+    for dataset in submission.recipe.datasets:
+        own().blobs.touch("datasets", dataset.removeprefix("ds_"))
     use_cache = not request.cache_control.no_cache
     job_id, is_new = accept(own(), submission, key, use_cache=use_cache)
     if is_new:

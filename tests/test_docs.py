@@ -12,7 +12,10 @@ from pydantic_core import PydanticUndefined
 from jobs.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("jobs", "planning", "engine", "evaluation", "service", "worker", "modelpress", "local")
+ROOMS = (
+    "jobs", "planning", "engine", "evaluation", "calibration", "service", "worker", "modelpress",
+    "local",
+)  # fmt: skip
 MAP = (ROOT / "docs" / "architecture.md").read_text()
 
 

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from jobs.durable_files import fsync, write_json
 from jobs.job import Artifact, ArtifactFile
 from jobs.problems import Problem
-from jobs.quality import Ran
+from jobs.quality import Calibration, Ran
 from jobs.report import Report, Verification
 from jobs.safetensors_header import read_header
 
@@ -45,7 +45,7 @@ _LOOK_SECONDS = 0.2
 Check = Callable[[], None]
 #: Path, size and blake3 of a file.
 Row = dict[str, Any]
-Value = TypeVar("Value", Report, Verification, Ran)
+Value = TypeVar("Value", Report, Verification, Calibration, Ran)
 
 
 @contextmanager
@@ -196,6 +196,21 @@ def read_ran(path: Path) -> Ran:
         Problem: `invalid_artifact`: there is none, or it is something else.
     """
     return _read(path, Ran)
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read what a runner that took a model through data left.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it found, checked against its schema.
+
+    Raises:
+        Problem: `invalid_artifact`: there is none, or it is something else.
+    """
+    return _read(path, Calibration)
 
 
 def _read(path: Path, kind: type[Value]) -> Value:

@@ -1,28 +1,11 @@
-"""Has the model and its artifact run, each by a runner of its own, and reads what they gave."""
+"""What the runners gave that ran the model and its artifact."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from jobs.problems import Problem
 from jobs.quality import Quality
 from worker.collect import read_ran
-from worker.runner import AFTER_NAME, BEFORE_NAME, Order
-
-
-def orders_of(order: Order, dataset: Path | None) -> Iterator[Order]:
-    """Give the orders of the two runners, the original's first.
-
-    Args:
-        order: Of the job.
-        dataset: The uploaded file; None for random inputs.
-
-    Yields:
-        One that says `run_original`, and one that says `run_artifact`.
-    """
-    named = replace(order, dataset=str(dataset) if dataset else None)
-    yield replace(named, task="run_original")
-    yield replace(named, task="run_artifact")
+from worker.runner import AFTER_NAME, BEFORE_NAME
 
 
 def read_quality(work: Path, *, has_dataset: bool) -> Quality:

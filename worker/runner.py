@@ -12,6 +12,7 @@ to its supervisor through one pipe: a JSON line per message.
 import json
 import os
 import resource
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -34,9 +35,12 @@ VERIFICATION_NAME = "verification.json"
 OUTPUTS_NAME = "outputs.safetensors"
 BEFORE_NAME = "before.json"
 AFTER_NAME = "after.json"
+#: What data decided about, and what was found on the way.
+CALIBRATED_NAME = "calibrated"
+CALIBRATION_NAME = "calibration.json"
 _MOST_LOGGED = 4000
 
-Task = Literal["compress", "verify", "run_original", "run_artifact"]
+Task = Literal["calibrate", "compress", "verify", "run_original", "run_artifact"]
 OnProgress = Callable[[Progress], None]
 
 
@@ -50,7 +54,8 @@ class Order:
         recipe: The recipe as plain values.
         device: Where to compute.
         idle_bytes: What the plan took an idle runner to hold; None where there was no plan.
-        task: `compress` makes an artifact and a report; `verify` compares both with the model;
+        task: `calibrate` takes the model through data and writes what these decide about;
+            `compress` makes an artifact and a report; `verify` compares both with the model;
             `run_original` and then `run_artifact` run them and measure how they answer.
         dataset: The uploaded file that models are run on; None for random inputs.
     """
@@ -93,6 +98,32 @@ def run(order: Order, pipe: int) -> None:
         _send(pipe, {"done": True})
 
 
+def _calibrate(order: Order, on_progress: OnProgress) -> None:
+    work = Path(order.work_folder)
+    if (work / CALIBRATION_NAME).exists():
+        # An attempt before this one, which was killed later on, had come so far.
+        return
+    _keep_libraries_home(work)
+    # torch and transformers take seconds to import, and most jobs never need them.
+    from calibration.running import calibrate  # noqa: PLC0415
+
+    recipe = parse_recipe(order.recipe)
+    shutil.rmtree(work / CALIBRATED_NAME, ignore_errors=True)
+
+    def on_blocks(done: int, blocks: int) -> None:
+        on_progress(Progress("calibrate", 1, len(recipe.steps), done, blocks, "blocks"))
+
+    dataset = Path(order.dataset or "")
+    folder = work / CALIBRATED_NAME
+    found = calibrate(Path(order.model_folder), dataset, recipe, folder, on_blocks)
+    (work / CALIBRATION_NAME).write_text(found.model_dump_json())
+
+
+def _calibrated(order: Order) -> Path | None:
+    is_calibrated = order.recipe.get("calibrate") is not None
+    return Path(order.work_folder) / CALIBRATED_NAME if is_calibrated else None
+
+
 def _compress(order: Order, on_progress: OnProgress) -> None:
     work = Path(order.work_folder)
     artifact = work / ARTIFACT_NAME
@@ -107,6 +138,7 @@ def _compress(order: Order, on_progress: OnProgress) -> None:
         idle_bytes=order.idle_bytes,
         journal=work / JOURNAL_NAME,
         writes_back=True,
+        calibrated=_calibrated(order),
     )
     (work / REPORT_NAME).write_text(report.model_dump_json())
 
@@ -120,6 +152,7 @@ def _verify(order: Order, on_progress: OnProgress) -> None:
         parse_recipe(order.recipe),
         claims,
         on_progress=on_progress,
+        calibrated=_calibrated(order),
     )
     (work / VERIFICATION_NAME).write_text(verification.model_dump_json())
 
@@ -134,8 +167,7 @@ def _run_artifact(order: Order, on_progress: OnProgress) -> None:
 
 def _run_model(order: Order, name: str, on_progress: OnProgress) -> None:
     work, model = Path(order.work_folder), Path(order.model_folder)
-    # Where the libraries would look for what they fetched, and write.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "home")}
+    _keep_libraries_home(work)
     # torch and transformers take seconds to import, and most jobs never need them.
     from evaluation.running import run_artifact, run_original  # noqa: PLC0415
 
@@ -156,7 +188,13 @@ def _run_model(order: Order, name: str, on_progress: OnProgress) -> None:
     (work / name).write_text(ran.model_dump_json())
 
 
+def _keep_libraries_home(work: Path) -> None:
+    """Say where the libraries look for what they fetched, and write."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "home")}
+
+
 _TASKS: dict[Task, Callable[[Order, OnProgress], None]] = {
+    "calibrate": _calibrate,
     "compress": _compress,
     "verify": _verify,
     "run_original": _run_original,

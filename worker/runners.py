@@ -94,7 +94,7 @@ class Runners:
             return None
         work = Path(order.work_folder)
         readable = [Path(order.model_folder)]
-        if order.task != "compress":
+        if order.task in ("verify", "run_original", "run_artifact"):
             # It is being hashed meanwhile, or was.
             readable.append(work / ARTIFACT_NAME)
         if order.dataset is not None:

@@ -6,6 +6,7 @@ Redis.
 
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,11 +34,24 @@ from planning.memory_model import levels_of
 from worker.announcements import Announcements
 from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
-from worker.collect import measuring, read_report, read_verification, seal_artifact
+from worker.collect import (
+    measuring,
+    read_calibration,
+    read_report,
+    read_verification,
+    seal_artifact,
+)
 from worker.endings import Endings
-from worker.evaluating import orders_of, read_quality
+from worker.evaluating import read_quality
 from worker.lease import Lease
-from worker.runner import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME, Order
+from worker.orders import making_orders, running_orders
+from worker.runner import (
+    ARTIFACT_NAME,
+    CALIBRATION_NAME,
+    REPORT_NAME,
+    VERIFICATION_NAME,
+    Order,
+)
 from worker.runner_process import Runner
 from worker.runners import Runners, most_written_bytes
 
@@ -195,7 +209,7 @@ class Supervisor:
         digest = job.model.removeprefix("mdl_")
         if blobs.meta("models", digest) is None:
             raise Problem("model_not_found", f"Model {job.model} is no longer stored.")
-        dataset = self._dataset(held)
+        datasets = self._datasets(held)
         levels = levels_of(read_levels(self._tenants.redis))
         check_budget(blobs.files("models", digest), job.recipe, levels)
         order = Order(
@@ -206,10 +220,13 @@ class Supervisor:
             idle_bytes=levels.idle_bytes,
         )
         budget = job.recipe.budget
-        runner = self._start_runner(order, budget)
+        first, *others = making_orders(order, job.recipe, datasets)
+        runner = self._start_runner(first, budget)
         # After it was started: what comes before, such as the worker's own start, is not the job's.
         limits = self._limits(budget, order)
         outcome = watch(runner, lease, limits, self._drain)
+        if outcome.kind == "done":
+            outcome = self._do(others, budget, lease, limits)
         if outcome.kind != "done":
             return outcome
         # Whoever slept over its lease finds its scratch taken, which is no fault of the artifact.
@@ -225,31 +242,43 @@ class Supervisor:
                 return outcome
             artifact = seal_artifact(work / ARTIFACT_NAME, _about(job), measured.result())
         report = report.verified(read_verification(work / VERIFICATION_NAME))
+        if job.recipe.calibrate is not None:
+            report = report.calibrated(read_calibration(work / CALIBRATION_NAME))
         if job.recipe.evaluate is not None:
-            for running in orders_of(order, dataset):
-                runner = self._start_runner(running, budget)
-                outcome = watch(runner, lease, limits, self._drain)
-                if outcome.kind != "done":
-                    return outcome
-            report = report.evaluated(read_quality(work, has_dataset=dataset is not None))
+            outcome = self._do(running_orders(order, job.recipe, datasets), budget, lease, limits)
+            if outcome.kind != "done":
+                return outcome
+            has_dataset = job.recipe.evaluate.dataset is not None
+            report = report.evaluated(read_quality(work, has_dataset=has_dataset))
         _require_lease(held)
         self._deliver(held, work, artifact, report)
         return outcome
 
-    def _dataset(self, held: _Held) -> Path | None:
-        """Give the uploaded file that the job's model is run on, where it is to be run on one."""
-        recipe = held.job.recipe
-        if recipe.evaluate is not None and self.runners.level == "none":
+    def _do(self, orders: Iterable[Order], budget: Budget, lease: Lease, limits: Limits) -> Outcome:
+        """Have orders done one after the other, until one is not."""
+        outcome = Outcome("done")
+        for order in orders:
+            outcome = watch(self._start_runner(order, budget), lease, limits, self._drain)
+            if outcome.kind != "done":
+                break
+        return outcome
+
+    def _datasets(self, held: _Held) -> dict[str, Path]:
+        """Give the uploaded files that the job's model is run on, by the data sets' ids."""
+        recipe, blobs = held.job.recipe, held.stores.blobs
+        if recipe.runs_model and self.runners.level == "none":
             raise Problem(
                 "sandbox_unavailable",
-                "evaluate runs a model, which this worker does outside of a sandbox for nobody.",
+                "evaluate and calibrate run a model, which this worker does outside of a sandbox "
+                "for nobody.",
             )
-        if recipe.dataset is None:
-            return None
-        digest = recipe.dataset.removeprefix("ds_")
-        if held.stores.blobs.meta("datasets", digest) is None:
-            raise Problem("dataset_not_found", f"Data set {recipe.dataset} is no longer stored.")
-        return held.stores.blobs.files("datasets", digest) / "data"
+        found = {}
+        for name in recipe.datasets:
+            digest = name.removeprefix("ds_")
+            if blobs.meta("datasets", digest) is None:
+                raise Problem("dataset_not_found", f"Data set {name} is no longer stored.")
+            found[name] = blobs.files("datasets", digest) / "data"
+        return found
 
     def _take_answer(self, held: _Held) -> bool:
         """End a job as one that equals it ended, where there is one by now."""

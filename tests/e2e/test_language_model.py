@@ -1,0 +1,90 @@
+"""A small language model, trained here, pruned and rounded with data through the whole stack."""
+
+import pytest
+
+from benchmarks.small_language_model import texts, train, write_rows
+from modelpress import Client
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def client(stack):
+    with Client(stack.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def materials(client, tmp_path_factory):
+    """Give the trained model, data to calibrate with and data to evaluate on, all uploaded."""
+    folder = tmp_path_factory.mktemp("language-model")
+    losses = train(folder / "model", steps=300)
+    assert losses[-1] < 0.6 * losses[0]
+    seen, held_out = texts()
+    write_rows(folder / "calibration.jsonl", seen, 64)
+    write_rows(folder / "held-out.jsonl", held_out, 96, seed=1)
+    datasets = (
+        client.upload_dataset(folder / f"{name}.jsonl").id for name in ("calibration", "held-out")
+    )
+    return client.upload_model(folder / "model").id, *datasets
+
+
+@pytest.fixture(scope="module")
+def run(client, materials):
+    """Have the model compressed, and give the report."""
+    model, calibration, held_out = materials
+
+    def run(*steps):
+        recipe = {"steps": list(steps), "evaluate": {"dataset": held_out, "batch_size": 16}}
+        if any(s.get("method") in ("wanda", "gptq") or "smooth" in s for s in steps):
+            recipe["calibrate"] = {"dataset": calibration, "max_length": 128}
+        job = client.wait(client.submit(model, recipe).id, timeout=300)
+        assert job.state == "succeeded", job.failure
+        return client.report(job.id)
+
+    return run
+
+
+def perplexity_ratio(report):
+    quality = report["quality"]
+    return quality["after"]["perplexity"] / quality["before"]["perplexity"]
+
+
+def test_half_the_weights_go_and_wanda_loses_less_than_magnitudes_do(run):
+    prune = {"op": "prune", "sparsity": 0.5}
+
+    wanda = run({**prune, "method": "wanda"})
+    magnitude = run({**prune, "scope": "row"})
+
+    assert 1 < perplexity_ratio(wanda) < perplexity_ratio(magnitude)
+    for report in (wanda, magnitude):
+        pruned = [t for t in report["tensors"] if ".layers." in t["name"]]
+        assert len(pruned) == 28
+        assert all(t["after"]["sparsity"] == pytest.approx(0.5, abs=0.01) for t in pruned)
+    assert wanda["calibration"]["rows"] == 64
+    assert wanda["calibration"]["blocks"] == 4
+    peak = wanda["calibration"]["resident_peak_bytes"]
+    assert wanda["memory"]["measured_peak_bytes"] >= peak > 0
+
+
+@pytest.mark.parametrize("scheme", ["w8a16", "w8a8"])
+def test_int8_keeps_the_perplexity_and_gptq_is_no_worse_than_the_nearest_steps(run, scheme):
+    step = {"op": "quantize", "scheme": scheme}
+
+    plain, chosen = run(step), run({**step, "method": "gptq"})
+
+    assert abs(perplexity_ratio(plain) - 1) < 0.005
+    assert abs(perplexity_ratio(chosen) - 1) < 0.005
+    assert max(chosen["calibration"]["error_ratios"].values()) <= 1
+    divergences = [r["quality"]["agreement"]["kl_divergence"] for r in (chosen, plain)]
+    assert divergences[0] <= divergences[1]
+
+
+def test_smoothing_wanda_and_gptq_work_together_on_rows_of_text(run):
+    report = run(
+        {"op": "prune", "method": "wanda", "structure": "2:4"},
+        {"op": "quantize", "scheme": "w8a8", "method": "gptq", "smooth": 0.5},
+    )
+
+    assert len(report["calibration"]["smoothed_norms"]) == 8
+    assert report["verification"]["max_error_steps"] <= 0.502
