@@ -10,10 +10,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-VOCABULARY = 1024
-LENGTH = 128
+VOCABULARY = 512
+LENGTH = 96
 _BATCH = 16
-_RATE = 3e-3
+_RATE = 6e-3
 _MODULES = 150
 
 
@@ -22,7 +22,7 @@ def train(folder: Path, steps: int = 600) -> list[float]:
 
     Args:
         folder: Where.
-        steps: How many batches of 16 rows of 128 tokens it sees.
+        steps: How many batches of 16 rows of 96 tokens it sees.
 
     Returns:
         The loss of each step, in nats.
@@ -32,12 +32,12 @@ def train(folder: Path, steps: int = 600) -> list[float]:
     tokenizer = _train_tokenizer(train_texts)
     ids = torch.tensor(tokenizer("\n".join(train_texts))["input_ids"])
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=4,
-        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=LENGTH,
-        bos_token_id=None, eos_token_id=0, pad_token_id=0,
+        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=512, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=LENGTH,
+        bos_token_id=None, eos_token_id=0, pad_token_id=0, hidden_act="relu", initializer_range=0.05,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
     losses = []
     for _ in range(steps):
@@ -49,7 +49,7 @@ def train(folder: Path, steps: int = 600) -> list[float]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return losses

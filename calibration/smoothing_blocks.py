@@ -44,8 +44,8 @@ def smooth(
         strength: As in `smoothing.find_exponents`.
 
     Returns:
-        What was smoothed. A norm whose outputs go elsewhere too is left as it was: the block must
-        put out the same bits after as before.
+        What was smoothed, or needs no smoothing. A norm whose outputs go elsewhere too is left as
+        it was: the block must put out the same bits after as before.
     """
     found = _find_feeds(block, linears, calls[0])
     feeds = [feed for feed in found if any(name in rounded for name in feed.linears)]
@@ -101,8 +101,6 @@ def _keeps_outputs(
     block: Block, call: Call, changes: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> bool:
     """Multiply tensors by powers of two, and take that back where the block says otherwise then."""
-    if not any(bool(exponents.any()) for _, exponents in changes):
-        return False
     before = [tensor.clone() for tensor, _ in changes]
     expected = _first_tensor(call.repeat(block))
     for tensor, exponents in changes:

@@ -72,6 +72,10 @@ def test_a_number_is_read_however_it_is_written(text):
 
     assert recipe.steps[0].sparsity == 0.5
 
+WANDA = PRUNE | {"method": "wanda"}
+GPTQ = QUANTIZE | {"method": "gptq"}
+DATA = {"dataset": "ds_" + "0" * 64}
+
 
 @pytest.mark.parametrize(
     ("members", "pointer", "message"),
@@ -113,6 +117,17 @@ def test_a_number_is_read_however_it_is_written(text):
         ({"steps": [QUANTIZE], "budget": {"disk": 0}}, "/budget/disk", "greater than 0"),
         ({"steps": [QUANTIZE], "gate": {"max_size_ratio": 0}}, "/gate/max_size_ratio", "greater"),
         ({"steps": [QUANTIZE], "output": {"format": "gguf"}}, "/output/format", "'auto'"),
+        ({"steps": [WANDA]}, "", "step 1 needs data: a calibrate section"),
+        ({"steps": [PRUNE], "calibrate": DATA}, "", "no step needs the calibrate section"),
+        ({"steps": [WANDA], "calibrate": {}}, "/calibrate/dataset", "Field required"),
+        ({"steps": [WANDA, WANDA], "calibrate": DATA}, "", "at most one prune step with method"),
+        ({"steps": [PRUNE, WANDA], "calibrate": DATA}, "", "wanda is the first step"),
+        ({"steps": [PRUNE, GPTQ], "calibrate": DATA}, "", "follow no prune step but wanda"),
+        ({"steps": [WANDA, PRUNE, GPTQ], "calibrate": DATA}, "", "follow one another"),
+        ({"steps": [WANDA | {"scope": "global"}]}, "/steps/0", "leave scope out"),
+        ({"steps": [WANDA | {"biases": True}]}, "/steps/0", "leave biases out"),
+        ({"steps": [QUANTIZE | {"smooth": 0.5}]}, "/steps/0", "smooth is for scheme w8a8"),
+        ({"steps": [GPTQ | {"target_bytes": "1MB"}]}, "/steps/0", "leave the aims or these out"),
         ([], "", "valid dictionary"),
     ],
 )
@@ -135,3 +150,26 @@ def test_pointers_start_where_the_recipe_stands_in_the_request():
 def test_a_document_that_cannot_be_read_is_refused(text):
     with pytest.raises(Problem, match="invalid_recipe"):
         load_recipe(text)
+
+
+def test_a_recipe_names_the_data_sets_that_it_reads_each_once():
+    other = {"dataset": "ds_" + "1" * 64}
+
+    steps = {"steps": [WANDA, GPTQ], "calibrate": DATA}
+    assert parse_recipe(steps).datasets == (DATA["dataset"],)
+    assert parse_recipe(steps | {"evaluate": DATA}).datasets == (DATA["dataset"],)
+    assert parse_recipe(steps | {"evaluate": other}).datasets == (
+        DATA["dataset"],
+        other["dataset"],
+    )
+    assert parse_recipe({"steps": [PRUNE], "evaluate": {}}).datasets == ()
+
+
+def test_wanda_counts_by_row_unless_it_counts_by_group():
+    recipe = parse_recipe({"steps": [WANDA, GPTQ], "calibrate": DATA})
+    grouped = parse_recipe(
+        {"steps": [{"op": "prune", "method": "wanda", "structure": "2:4"}], "calibrate": DATA}
+    )
+
+    assert recipe.steps[0].scope == "row"
+    assert grouped.steps[0].scope == "tensor"

@@ -22,9 +22,27 @@ def test_a_job_that_runs_its_model_is_planned_with_the_libraries_and_every_weigh
         for more in ({}, {"evaluate": {}})
     )
 
-    assert running.host_peak_bytes == running_bytes(checkpoint) > plain.host_peak_bytes
-    assert running.least_host_bytes == least_running_bytes(checkpoint) > 4_000_000
+    recipe = parse_recipe(STEPS | {"evaluate": {}})
+    assert running.host_peak_bytes == running_bytes(checkpoint, recipe, []) > plain.host_peak_bytes
+    assert running.least_host_bytes == least_running_bytes(checkpoint, recipe) > 4_000_000
     budget = parse_recipe(STEPS | {"budget": {"host_memory": running.least_host_bytes - 1}}).budget
     [problem] = find_overruns(running, budget)
     assert problem.extra["smallest_bytes"] == running.least_host_bytes
     assert find_overruns(plain, budget) == []
+
+
+def test_a_calibration_is_planned_with_one_block_and_what_is_known_of_its_inputs(save_model):
+    weights = {
+        **{f"layers.{i}.fc.weight": torch.zeros(600, 1000) for i in range(40)},
+        "layers.7.extra.weight": torch.zeros(600, 1000),
+        "head.weight": torch.zeros(4000, 1000),
+    }
+    checkpoint = open_checkpoint(save_model(weights))
+    section = {"calibrate": {"dataset": "ds_" + "0" * 64, "rows": 1, "max_length": 2}}
+    plain = parse_recipe({"steps": [{"op": "prune", "sparsity": 0.5}]})
+    wanda = parse_recipe({"steps": [{"op": "prune", "sparsity": 0.5, "method": "wanda"}]} | section)
+
+    block = 2 * 600 * 1000 * 4
+    assert least_running_bytes(checkpoint, plain) == running_bytes(checkpoint, plain, []) == 0
+    assert least_running_bytes(checkpoint, wanda) == 400_000_000 + block
+    assert running_bytes(checkpoint, wanda, []) == 470_000_000 + round(1.15 * block)

@@ -1,0 +1,164 @@
+"""Jobs whose weights data decide about: real models, in real runners and sandboxes."""
+
+import json
+import shutil
+import signal
+import threading
+
+import psutil
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save
+
+from jobs.checkpoint import open_checkpoint
+
+LLAMA = {
+    "vocab_size": 101,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+WANDA = {"op": "prune", "method": "wanda", "sparsity": 0.5}
+GPTQ = {"op": "quantize", "scheme": "w8a8", "method": "gptq"}
+
+
+@pytest.fixture
+def put(workshop):
+    """Store a folder as a model, or bytes as a data set."""
+
+    def put(content, digit="c"):
+        digest = digit * 64
+        store = "datasets" if isinstance(content, bytes) else "models"
+        with workshop.blobs.stage() as staged:
+            if store == "datasets":
+                (staged / "files" / "data").write_bytes(content)
+                facts = {}
+            else:
+                shutil.copytree(content, staged / "files", dirs_exist_ok=True)
+                facts = open_checkpoint(staged / "files").facts()
+            workshop.blobs.publish(store, digest, staged, facts)
+        return ("ds_" if store == "datasets" else "mdl_") + digest
+
+    return put
+
+
+@pytest.fixture
+def llama(tmp_path, put):
+    torch.manual_seed(0)
+    folder = tmp_path / "llama"
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).save_pretrained(folder)
+    return put(folder)
+
+
+@pytest.fixture
+def tokens(put):
+    """Store rows of tokens, so many."""
+
+    def tokens(rows=20, digit="d"):
+        ids = torch.randint(101, (rows, 24), generator=torch.Generator().manual_seed(rows))
+        return put(save({"input_ids": ids}), digit)
+
+    return tokens
+
+
+def test_a_job_is_calibrated_and_its_report_says_by_what(workshop, llama, tokens):
+    recipe = {"steps": [WANDA, GPTQ], "calibrate": {"dataset": tokens(), "rows": 16}}
+
+    job = workshop.run(llama, recipe)
+
+    assert job.state == "succeeded", job.failure
+    report = workshop.blobs.report(job.id)
+    found = report["calibration"]
+    assert (found["rows"], found["tokens"], found["blocks"]) == (16, 16 * 24, 2)
+    assert len(found["error_ratios"]) == 14
+    assert report["memory"]["measured_peak_bytes"] >= found["resident_peak_bytes"] > 10**8
+    assert report["verification"]["tensors"] == 21
+    written = load_file(workshop.blobs.artifact_folder(job.id) / "model.safetensors")
+    weights = [tensor for tensor in written.values() if tensor.dtype == torch.int8]
+    assert len(weights) == 14
+    assert all(((weight == 0).sum(1) >= weight.shape[1] // 2).all() for weight in weights)
+    assert {path.name for path in workshop.blobs.job_folder(job.id).glob("work-*")} == set()
+
+
+def test_an_equal_job_is_one_with_equal_data(workshop, llama, tokens):
+    recipe = {"steps": [WANDA]}
+    sections = [{"dataset": tokens(rows, digit)} for rows, digit in ((20, "d"), (9, "e"))]
+
+    jobs = [
+        workshop.run(llama, recipe | {"calibrate": section}, use_cache=True)
+        for section in (sections[0], sections[1], sections[0])
+    ]
+
+    assert [job.cache for job in jobs] == ["miss", "miss", "hit"]
+    digests = [job.artifact.digest for job in jobs]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_data_that_do_not_fit_the_model_fail_the_job_with_their_place(workshop, llama, put):
+    data = put(save({"input_ids": torch.full((3, 8), 101)}))
+
+    job = workshop.run(llama, {"steps": [WANDA], "calibrate": {"dataset": data}})
+
+    assert (job.state, job.failure["code"]) == ("failed", "invalid_dataset")
+    assert "knows tokens from 0 to 100" in job.failure["detail"]
+
+
+def test_a_worker_without_a_sandbox_runs_no_model(workshop, llama, tokens, monkeypatch):
+    monkeypatch.setattr(workshop.supervisor.runners, "level", "none")
+
+    job = workshop.run(llama, {"steps": [WANDA], "calibrate": {"dataset": tokens()}})
+
+    # Another worker may have one.
+    assert (job.state, job.attempts[0].reason) == ("queued", "sandbox_unavailable")
+
+
+def test_a_budget_is_held_by_the_calibration_too(workshop, llama, tokens):
+    recipe = {"steps": [WANDA], "calibrate": {"dataset": tokens()}}
+
+    refused = workshop.run(llama, recipe | {"budget": {"host_memory": "300MB"}})
+    allowed = workshop.run(llama, recipe | {"budget": {"host_memory": "900MB"}})
+
+    assert refused.failure["code"] == "memory_budget_exceeded"
+    memory = workshop.blobs.report(allowed.id)["memory"]
+    assert allowed.state == "succeeded", allowed.failure
+    assert refused.failure["smallest_bytes"] <= memory["measured_peak_bytes"] <= 900 * 10**6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["calibrate", "evaluate the original"])
+def test_a_job_that_is_killed_ends_with_the_bytes_of_one_that_was_not(
+    workshop, llama, tokens, wait_until, phase
+):
+    data = tokens(600)
+    recipe = {
+        "steps": [WANDA, GPTQ],
+        "calibrate": {"dataset": data, "rows": 600, "batch_size": 4},
+        "evaluate": {"dataset": data, "rows": 600},
+    }
+    whole = workshop.run(llama, recipe)
+    job_id = workshop.submit(llama, recipe)
+    thread = threading.Thread(target=workshop.supervisor.run, args=("default", job_id))
+    thread.start()
+
+    def runs():
+        progress = workshop.store.get(job_id).progress
+        return progress is not None and progress.phase == phase
+
+    wait_until(runs, phase, 60)
+    template = psutil.Process(workshop.supervisor.runners.template_pid)
+    for process in template.children(recursive=True):
+        if not process.children():
+            process.send_signal(signal.SIGKILL)
+    thread.join()
+
+    assert workshop.store.get(job_id).state == "queued"
+    workshop.supervisor.run("default", job_id)
+    job = workshop.store.get(job_id)
+    assert job.state == "succeeded", job.failure
+    assert job.artifact.digest == whole.artifact.digest
+    reports = [workshop.blobs.report(i)["calibration"]["error_ratios"] for i in (job_id, whole.id)]
+    assert json.dumps(reports[0]) == json.dumps(reports[1])
