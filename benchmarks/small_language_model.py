@@ -34,7 +34,7 @@ def train(folder: Path, steps: int = 600) -> list[float]:
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=128, intermediate_size=512, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=LENGTH,
-        bos_token_id=None, eos_token_id=0, pad_token_id=0, hidden_act="relu", initializer_range=0.05,
+        bos_token_id=None, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.0)

@@ -1,7 +1,6 @@
 """What models are run on: batches of a data set, or of seeded random values."""
 
 import inspect
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 import torch
 
 from evaluation.datasets import read_rows
+from evaluation.image_rows import ImageRows
 from evaluation.labels import label_index
+from evaluation.processors import Processor, image_processor, text_encoder
 from jobs.problems import Problem
 from jobs.recipe import Calibrate, Evaluate
 
@@ -65,12 +66,16 @@ def batches_of(
         assert isinstance(wanted, Evaluate)  # noqa: S101 - calibration has a data set
         yield from _random_batches(model, wanted)
         return
-    encode = None
+    encode = process = None
     for rows in read_rows(dataset, wanted.batch_size, wanted.rows):
         if isinstance(rows, dict):
             yield _tensor_batch(model, rows)
             continue
-        encode = encode or _encoder(folder, _longest(model, wanted))
+        if isinstance(rows, ImageRows):
+            process = process or image_processor(folder)
+            yield _image_batch(model, process, rows)
+            continue
+        encode = encode or text_encoder(folder, _longest(model, wanted))
         yield _text_batch(model, encode(rows.texts), rows.labels)
 
 
@@ -141,57 +146,19 @@ def _text_batch(model: Any, inputs: dict[str, torch.Tensor], labels: list[Any] |
     return Batch(_with_decoder(model, known), found, mask)
 
 
+def _image_batch(model: Any, process: Processor, rows: ImageRows) -> Batch:  # noqa: ANN401
+    # One after the other: an image may be far larger than what becomes of it.
+    values = torch.cat([process(image) for image in rows.decoded()])
+    labels = rows.labels
+    found = None if labels is None else torch.tensor([label_index(v, model) for v in labels])
+    return Batch({model.main_input_name: values.to(next(model.parameters()).dtype)}, found)
+
+
 def _longest(model: Any, wanted: Evaluate | Calibrate) -> int:  # noqa: ANN401
     """Give how many tokens a row may have: the model has no places for more."""
     places = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # Some keep two of their places for padding.
     return min(wanted.max_length, places - 2) if places and places > 2 else wanted.max_length
-
-
-def _encoder(folder: Path, longest: int) -> Any:  # noqa: ANN401
-    _refuse_paths(folder)
-    from transformers import AutoTokenizer  # noqa: PLC0415 - only text needs it
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        raise Problem(
-            "evaluation_failed",
-            "The data set holds text, and the model's folder no tokenizer that opens: "
-            f"{' '.join(str(error).split())[:300]}",
-        ) from error
-    tokenizer.padding_side = "right"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token is None:
-        raise Problem("evaluation_failed", "The folder's tokenizer has no token to pad with.")
-
-    def encode(texts: list[str]) -> dict[str, torch.Tensor]:
-        return dict(
-            tokenizer(
-                texts,
-                padding=True,
-                truncation=True,
-                max_length=min(longest, tokenizer.model_max_length),
-                return_tensors="pt",
-                return_attention_mask=True,
-            )
-        )
-
-    return encode
-
-
-def _refuse_paths(folder: Path) -> None:
-    """Refuse a tokenizer's config that names files, which could lie anywhere."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = folder / name
-        members = json.loads(path.read_bytes()) if path.exists() else {}
-        for key, value in members.items():
-            is_file = key in ("vocab", "merges") or key.endswith("_file")
-            if is_file and isinstance(value, str):
-                raise Problem("evaluation_failed", f"{name} names a file: {key}. Leave it out.")
 
 
 def _random_batches(model: Any, wanted: Evaluate) -> Iterator[Batch]:  # noqa: ANN401

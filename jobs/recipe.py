@@ -67,8 +67,8 @@ class Evaluate(Strict):
     dataset: str | None = Field(
         None,
         pattern=r"^ds_[0-9a-f]{64}$",
-        description="A data set's id: JSON lines with a text and perhaps a label in each, or "
-        "tensors by name in safetensors or .npz. Default: seeded random inputs.",
+        description="A data set's id: texts and perhaps labels in JSON lines or parquet, a tar of "
+        "images, or tensors by name in safetensors or .npz. Default: seeded random inputs.",
     )
     rows: int = Field(256, ge=1, le=1_000_000, description="At most so many rows, the first ones.")
     batch_size: int = Field(8, ge=1, le=4096, description="Rows that are run at a time.")

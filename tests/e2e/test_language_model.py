@@ -47,7 +47,7 @@ def run(client, materials):
 
 def perplexity_ratio(report):
     quality = report["quality"]
-    ratio = quality["after"]["perplexity"] / quality["before"]["perplexity"]; print(ratio, quality["agreement"]["kl_divergence"]); return ratio
+    return quality["after"]["perplexity"] / quality["before"]["perplexity"]
 
 
 def test_half_the_weights_go_and_wanda_loses_less_than_magnitudes_do(run):

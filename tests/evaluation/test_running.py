@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evaluation.running import run_artifact, run_original
 from jobs.problems import Problem
 from jobs.recipe import Evaluate
 from tests.evaluation.conftest import CONFIGS, WORDS
+from tests.evaluation.test_datasets import archive_of
 
 
 def sentences(count: int) -> list[str]:
@@ -429,3 +431,41 @@ def test_text_without_a_tokenizer_is_refused(tmp_path, make_folder, write_lines)
 
     with pytest.raises(Problem, match="no tokenizer that opens"):
         run_both(tmp_path, folder, folder, write_lines({"text": "a"}))
+
+
+def test_images_are_run_through_the_folders_own_processor_and_judged_by_their_folders(
+    tmp_path, make_folder
+):
+    folder, model = make_folder("vit")
+    config = json.loads((folder / "config.json").read_text())
+    names = {str(i): f"class{i}" for i in range(5)}
+    labelled = config | {"id2label": names, "label2id": {n: int(i) for i, n in names.items()}}
+    (folder / "config.json").write_text(json.dumps(labelled))
+    transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    chance = np.random.default_rng(0)
+    images = {
+        f"class{i % 5}/{i}.png": Image.fromarray(chance.integers(0, 256, (20, 30, 3), np.uint8))
+        for i in range(11)
+    }
+
+    before, after = run_both(
+        tmp_path, folder, folder, archive_of(tmp_path / "images", images), batch_size=4
+    )
+
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    correct = 0
+    with torch.no_grad():
+        for name, image in images.items():
+            pixels = processor(images=image, return_tensors="pt")["pixel_values"]
+            correct += f"class{int(model(pixels).logits.argmax())}" == name.split("/")[0]
+    assert before.running.accuracy == after.running.accuracy == pytest.approx(correct / 11)
+    assert (before.rows, after.agreement.outputs) == (11, 11)
+
+
+def test_a_folder_without_a_processor_runs_no_images(tmp_path, make_folder):
+    folder, _ = make_folder("vit")
+    path = archive_of(tmp_path / "images", {"a/a.png": Image.new("RGB", (4, 4))})
+
+    with pytest.raises(Problem, match=r"the model's folder no preprocessor_config.json") as caught:
+        run_both(tmp_path, folder, folder, path)
+    assert caught.value.code == "evaluation_failed"

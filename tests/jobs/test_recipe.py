@@ -72,6 +72,7 @@ def test_a_number_is_read_however_it_is_written(text):
 
     assert recipe.steps[0].sparsity == 0.5
 
+
 WANDA = PRUNE | {"method": "wanda"}
 GPTQ = QUANTIZE | {"method": "gptq"}
 DATA = {"dataset": "ds_" + "0" * 64}
