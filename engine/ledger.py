@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.report import StepReport
-from jobs.steps import PruneStep, Step
+from jobs.steps import PruneStep, Step, method_of
 from planning.matrices import Matrix, pruned_count
 from planning.plan import Plan
 
@@ -32,7 +32,7 @@ class StepEntry:
         """Give the step's part of the report."""
         return StepReport(
             op=step.op,
-            method=step.method if step.op == "prune" else step.scheme,
+            method=method_of(step),
             seconds=self.seconds,
             bytes_read=self.bytes_read,
             bytes_written=self.bytes_written,

@@ -76,6 +76,27 @@ def read_answers(model: Any, batch: Batch, output: Any) -> Answers:  # noqa: ANN
     return Answers(chosen, True, *_of_tokens(logits, batch), None, tokens)
 
 
+def read_logits(logits: torch.Tensor, labels: torch.Tensor | None) -> Answers:
+    """Take what is compared out of a tensor of which nothing but the shape is known.
+
+    Args:
+        logits: [B, W]; or [B, T, W] or [B, W, H, W'], of which some places are compared; or [B].
+        labels: Right answers, int64 [B]; None where there are none. They are for [B, W].
+
+    Returns:
+        The answers.
+
+    Raises:
+        Problem: `invalid_dataset`: the labels are no classes of it.
+    """
+    if logits.ndim == 3:
+        return Answers(_spread(logits, None), logits.shape[2] > 1, None, 0, None, None)
+    if logits.ndim == 4:
+        return Answers(_spread(logits.flatten(2).mT, None), True, None, 0, None, None)
+    rows = logits.reshape(len(logits), -1).float()
+    return Answers(rows, rows.shape[1] > 1, *_of_labels(rows, labels), None)
+
+
 def _first(output: Any, name: str) -> torch.Tensor | None:  # noqa: ANN401
     found = getattr(output, name, None)
     return found if isinstance(found, torch.Tensor) else None

@@ -14,18 +14,18 @@ from safetensors.torch import load_file, save_file
 
 from evaluation.agreement import AgreementSum
 from evaluation.faults import blamed_on
-from evaluation.inputs import Batch, batches_of
-from evaluation.models import open_model, resident_parameter_bytes
-from evaluation.outputs import Answers, read_answers
+from evaluation.inputs import Batch
+from evaluation.outputs import Answers
+from evaluation.subjects import Subject
 from jobs.problems import Problem
 from jobs.quality import Agreement, Ran, Running
 from jobs.recipe import Evaluate
 
 OnRows = Callable[[int], None]
+OpenSubject = Callable[[], Subject]
 
 #: The original's outputs, kept for the artifact to be compared with.
 _MOST_KEPT_BYTES = 64 * 1024**2
-_LATENCY_BATCHES = (1, 8)
 _LATENCY_RUNS = 9
 _LATENCY_SECONDS = 2.0
 
@@ -53,12 +53,12 @@ def _plus(first: Any, second: Any) -> Any:  # noqa: ANN401 - None or a number
 
 
 def run_original(
-    folder: Path, dataset: Path | None, wanted: Evaluate, kept: Path, on_rows: OnRows
+    open_subject: OpenSubject, dataset: Path | None, wanted: Evaluate, kept: Path, on_rows: OnRows
 ) -> Ran:
     """Run the original, and keep what it answers.
 
     Args:
-        folder: Its files.
+        open_subject: Opens it.
         dataset: The uploaded file; None for random inputs.
         wanted: How many rows.
         kept: Where its outputs go, at most 64 MiB of them.
@@ -76,7 +76,7 @@ def run_original(
         room = _MOST_KEPT_BYTES // (4 * found.outputs.shape[1]) - sum(map(len, outputs))
         outputs.append(found.outputs[: max(0, room)].clone())
 
-    ran = _run(folder, folder, dataset, wanted, keep, on_rows)
+    ran = _run(open_subject, dataset, wanted, keep, on_rows)
     joined = torch.cat(outputs)
     if not len(joined):
         raise Problem("evaluation_failed", "The model's outputs are too wide to be compared.")
@@ -85,8 +85,7 @@ def run_original(
 
 
 def run_artifact(
-    folder: Path,
-    original: Path,
+    open_subject: OpenSubject,
     dataset: Path | None,
     wanted: Evaluate,
     kept: Path,
@@ -95,8 +94,7 @@ def run_artifact(
     """Run the artifact on the same inputs, and compare.
 
     Args:
-        folder: Its files.
-        original: The original's, for its tokenizer.
+        open_subject: Opens it.
         dataset: As for the original.
         wanted: As for the original.
         kept: What the original answered.
@@ -124,7 +122,7 @@ def run_artifact(
         if len(rows):
             total.add(rows, found.outputs[: len(rows)])
 
-    ran = _run(folder, original, dataset, wanted, compare, on_rows)
+    ran = _run(open_subject, dataset, wanted, compare, on_rows)
     if total is None or total.outputs != len(expected):
         raise Problem("evaluation_failed", "The artifact gives fewer outputs than the original.")
     agreement = Agreement(
@@ -139,19 +137,18 @@ def run_artifact(
 
 
 def _run(
-    folder: Path,
-    original: Path,
+    open_subject: OpenSubject,
     dataset: Path | None,
     wanted: Evaluate,
     take: Callable[[Answers], None],
     on_rows: OnRows,
 ) -> Ran:
     started = time.perf_counter()
-    model = open_model(folder)
+    subject = open_subject()
     code = "evaluation_failed" if dataset is None else "invalid_dataset"
     sums = _Sums()
     first: Batch | None = None
-    batches = batches_of(model, original, dataset, wanted)
+    batches = subject.batches(dataset, wanted)
     with torch.inference_mode():
         while True:
             with blamed_on(code, f"The rows from {sums.rows} on cannot be read"):
@@ -159,11 +156,11 @@ def _run(
             if batch is None:
                 break
             first = first or batch
-            with blamed_on(code, f"{_name(model)} does not take the rows from {sums.rows} on"):
+            with blamed_on(code, f"{subject.name} does not take the rows from {sums.rows} on"):
                 begun = time.perf_counter()
-                output = model(**batch.inputs)
+                output = subject.answer(batch)
                 seconds = time.perf_counter() - begun
-                answers = read_answers(model, batch, output)
+                answers = subject.read(batch, output)
                 del output
             _require_finite(answers, sums.rows)
             take(answers)
@@ -171,8 +168,8 @@ def _run(
             on_rows(sums.rows)
         if first is None:
             raise Problem("invalid_dataset", "The data set has no rows.")
-        with blamed_on("evaluation_failed", f"{_name(model)} does not run"):
-            latency = _latency(model, first, wanted.batch_size)
+        with blamed_on("evaluation_failed", f"{subject.name} does not run"):
+            latency = _latency(subject, first, wanted.batch_size)
     running = Running(
         loss=_mean(sums.loss, sums.predictions),
         perplexity=_perplexity(sums),
@@ -180,15 +177,11 @@ def _run(
         latency_seconds=latency,
         rows_per_second=sums.rows / sums.seconds if sums.seconds else 0.0,
         tokens_per_second=None if sums.tokens is None else sums.tokens / sums.seconds,
-        weight_bytes=resident_parameter_bytes(model),
+        weight_bytes=subject.weight_bytes,
         resident_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         seconds=time.perf_counter() - started,
     )
     return Ran(running=running, rows=sums.rows, tokens=sums.tokens, agreement=None)
-
-
-def _name(model: Any) -> str:  # noqa: ANN401 - transformers has no types
-    return f"A {type(model).__name__}"
 
 
 def _require_finite(answers: Answers, row: int) -> None:
@@ -200,17 +193,17 @@ def _require_finite(answers: Answers, row: int) -> None:
         )
 
 
-def _latency(model: Any, batch: Batch, most: int) -> dict[str, float]:  # noqa: ANN401
+def _latency(subject: Subject, batch: Batch, most: int) -> dict[str, float]:
     """Give the median seconds of one forward, by batch size; none is larger than was asked for."""
     found = {}
-    for size in (size for size in _LATENCY_BATCHES if size <= most):
+    for size in subject.latency_rows(most):
         repeated = torch.arange(size) % batch.rows
-        inputs = {name: tensor[repeated] for name, tensor in batch.inputs.items()}
-        model(**inputs)
+        some = Batch({name: tensor[repeated] for name, tensor in batch.inputs.items()})
+        subject.answer(some)
         seconds: list[float] = []
         while len(seconds) < _LATENCY_RUNS and sum(seconds) < _LATENCY_SECONDS:
             started = time.perf_counter()
-            model(**inputs)
+            subject.answer(some)
             seconds.append(time.perf_counter() - started)
         found[str(size)] = statistics.median(seconds)
     return found

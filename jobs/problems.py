@@ -82,6 +82,12 @@ CATALOGUE: dict[str, Kind] = {
     "tensor_overlap": Kind(422, "Two tensors share bytes"),
     "tensor_gap": Kind(422, "Bytes of the file belong to no tensor"),
     "tensor_out_of_bounds": Kind(422, "A tensor reaches past the end of the file"),
+    # The model: an exported program.
+    "invalid_program": Kind(422, "The exported program is not valid"),
+    "unsafe_program": Kind(422, "The exported program holds code or objects"),
+    "unsupported_operator": Kind(422, "The exported program calls an operator not accepted"),
+    "invalid_expression": Kind(422, "A symbolic expression of the program is not accepted"),
+    "step_unsupported": Kind(422, "The step cannot be applied to this kind of model"),
     # What a job finds out.
     "nothing_changed": Kind(422, "The job would change nothing"),
     "target_unreachable": Kind(422, "The artifact cannot be as small as target_bytes"),

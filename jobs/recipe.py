@@ -62,7 +62,7 @@ class Budget(Strict):
 
 
 class Evaluate(Strict):
-    """Run the model before and after, and compare; transformers folders only."""
+    """Run the model before and after, and compare; transformers folders and .pt2 programs."""
 
     dataset: str | None = Field(
         None,
@@ -146,6 +146,9 @@ class Recipe(Strict):
             raise ValueError("a recipe has at most one quantize step")
         if quantizations and quantizations[0] != len(self.steps) - 1:
             raise ValueError("quantize is the last step: prune first, then quantize")
+        ops = [step.op for step in self.steps]
+        if ops != sorted(ops, key=lambda op: op != "shrink"):
+            raise ValueError("shrink comes before prune and quantize")
         return self
 
     @model_validator(mode="after")

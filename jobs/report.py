@@ -24,7 +24,7 @@ class ModelFacts(_Value):
 
     format: str
     architecture: str | None
-    bytes: Bytes = Field(description="Bytes of its safetensors files.")
+    bytes: Bytes = Field(description="Bytes of its safetensors files, or of its .pt2.")
     parameters: Count
     parameters_by_dtype: dict[str, Count]
 
@@ -32,8 +32,8 @@ class ModelFacts(_Value):
 class ArtifactFacts(_Value):
     """The artifact that came out."""
 
-    format: Literal["compressed-tensors", "safetensors"]
-    bytes: Bytes = Field(description="Bytes of its safetensors files.")
+    format: Literal["compressed-tensors", "safetensors", "pt2"]
+    bytes: Bytes = Field(description="Bytes of its safetensors files, or of its .pt2.")
     size_ratio: float = Field(description="Artifact bytes over model bytes.")
 
 
@@ -85,8 +85,11 @@ class Memory(_Value):
 class StepReport(_Value):
     """One step of the recipe."""
 
-    op: Literal["prune", "quantize"]
-    method: str = Field(description="As in the recipe; the scheme of a quantize step.")
+    op: Literal["shrink", "prune", "quantize"]
+    method: str = Field(
+        description="As in the recipe; the scheme of a quantize step, the importance of a shrink "
+        "step."
+    )
     seconds: Seconds = Field(description="Time spent in the step's own arithmetic.")
     bytes_read: Bytes = Field(
         description="Read for this step alone. The pass that writes the artifact reads every "
@@ -114,6 +117,9 @@ class TensorReport(_Value):
     shape: tuple[int, ...]
     before: TensorState
     after: TensorState
+    shape_after: tuple[int, ...] | None = Field(
+        None, description="Where channels of it were removed."
+    )
     relative_rmse: float = Field(
         description="Root mean square of the difference over that of the weight, after all steps."
     )
@@ -126,7 +132,7 @@ class Skipped(_Value):
     """A tensor that a step could have changed and did not, and why."""
 
     name: str
-    op: Literal["prune", "quantize"]
+    op: Literal["shrink", "prune", "quantize"]
     reason: str
 
 

@@ -88,6 +88,31 @@ class PruneStep(Strict):
         return self.method == "wanda"
 
 
+class ShrinkStep(Strict):
+    """Remove heads and channels, so that weights become smaller."""
+
+    op: Literal["shrink"]
+    width: float = Field(gt=0, lt=1, description="Fraction of heads and channels that is kept.")
+    round_to: int = Field(1, ge=1, le=256, description="Kept channels are a multiple of this.")
+    importance: Literal["magnitude", "activation", "taylor"] = Field(
+        "magnitude", description="What decides which channels are kept."
+    )
+    include: tuple[Pattern, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="fnmatch patterns on module names. Default: every channel that can go.",
+    )
+    exclude: tuple[Pattern, ...] = Field(
+        (), max_length=1000, description="fnmatch patterns on module names, applied last."
+    )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether data decide which channels stay, in a runner of its own."""
+        return False
+
+
 class QuantizeStep(Strict):
     """Round weights to int8, symmetric, one scale per output channel or per group of inputs."""
 
@@ -168,7 +193,15 @@ class QuantizeStep(Strict):
         return self.target_bytes is not None or self.max_relative_rmse is not None
 
 
-Step = Annotated[PruneStep | QuantizeStep, Field(discriminator="op")]
+Step = Annotated[ShrinkStep | PruneStep | QuantizeStep, Field(discriminator="op")]
+
+
+def method_of(step: Step) -> str:
+    """Give how a step does what it does, as reports call it."""
+    if isinstance(step, PruneStep):
+        return step.method
+    return step.scheme if isinstance(step, QuantizeStep) else step.importance
+
 
 #: What `op` may say.
 OPS: tuple[str, ...] = tuple(

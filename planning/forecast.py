@@ -4,12 +4,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.checkpoint import Checkpoint, open_checkpoint
+from jobs.program import is_program, open_program
+from jobs.program_archive import PROGRAM_NAME
 from jobs.recipe import Recipe
 from planning.aims import refuse_target
 from planning.architectures import guess_kinds, known_kinds
 from planning.memory_model import Levels
 from planning.plan import Plan, make_plan
 from planning.prediction import Prediction, predict, refuse_overruns
+from planning.program_plan import make_program_plan
+from planning.program_prediction import predict_program
 from planning.running import refuse_unrunnable
 
 
@@ -66,8 +70,14 @@ def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = ""
     Raises:
         Problem: `memory_budget_exceeded` or `disk_budget_exceeded`, with the smallest budget that
             would do; or as `forecast`, where there is a budget or a target at all. What only a
-            model's own code can tell is left to the job, which asks it.
+            model's own code can tell is left to the job, which asks it. Of a program, all that is
+            wrong with the recipe, too.
     """
+    if is_program(folder):
+        program = open_program(folder / PROGRAM_NAME)
+        prediction = predict_program(make_program_plan(program, recipe, pointer), levels)
+        refuse_overruns(prediction, recipe.budget, pointer)
+        return
     budget = recipe.budget
     limits = (budget.host_memory, budget.device_memory, budget.disk)
     if limits == (None, None, None) and recipe.aimed_step is None:

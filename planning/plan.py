@@ -59,9 +59,10 @@ def make_plan(
         The plan. Equal headers, configs and recipes give equal plans.
 
     Raises:
-        Problem: The checkpoint is already quantized, nothing would change, or the output format
-            cannot hold the result.
+        Problem: The checkpoint is already quantized, nothing would change, the output format
+            cannot hold the result, or a step is for programs alone.
     """
+    refuse_shrinking(recipe)
     output_format = _output_format(checkpoint, recipe)
     selection = select(checkpoint, kinds, recipe, output_format, keep_float)
     shards = plan_shards(checkpoint, selection)
@@ -73,6 +74,23 @@ def make_plan(
         + sum(checkpoint.others[name] for name in side_files)
     )
     return Plan(checkpoint, recipe, output_format, selection, shards, texts, side_files, nbytes)
+
+
+def refuse_shrinking(recipe: Recipe) -> None:
+    """Refuse to remove channels of a checkpoint, which has no graph that tells what fits.
+
+    Args:
+        recipe: What to do.
+
+    Raises:
+        Problem: `step_unsupported`.
+    """
+    if any(step.op == "shrink" for step in recipe.steps):
+        raise Problem(
+            "step_unsupported",
+            "shrink removes channels of .pt2 programs, whose graph tells what must shrink with "
+            "them. Export the model with torch.export.save, or leave the step out.",
+        )
 
 
 def _output_format(checkpoint: Checkpoint, recipe: Recipe) -> OutputFormat:

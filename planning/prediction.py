@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jobs.problems import Detail, Problem
 from jobs.recipe import Budget
-from jobs.steps import PruneStep
+from jobs.steps import PruneStep, method_of
 from planning.aims import predicted_bytes
 from planning.memory_model import Levels, MemoryModel, TensorCounts
 from planning.plan import Plan
@@ -157,14 +157,14 @@ def _predict_step(plan: Plan, index: int, bytes_measured: int, peak: int) -> Ste
     step, is_last = plan.recipe.steps[index], index == len(plan.recipe.steps) - 1
     targets = plan.selection.targets.values()
     if isinstance(step, PruneStep):
-        method, changed = str(step.method), sum(index in t.prune_steps for t in targets)
+        changed = sum(index in t.prune_steps for t in targets)
     else:
-        method, changed = str(step.scheme), sum(t.scheme is not None for t in targets)
+        changed = sum(t.scheme is not None for t in targets)
     written = plan.shards if is_last else ()
     kept_bytes = predicted_bytes(plan) - plan.artifact_bytes if is_last else 0
     return StepPrediction(
         op=step.op,
-        method=method,
+        method=method_of(step),
         tensors_changed=changed,
         bytes_read=bytes_measured + sum(shard.source.header.data_bytes for shard in written),
         bytes_written=sum(shard.nbytes for shard in written) + kept_bytes,

@@ -1,6 +1,6 @@
 """Which step touches which tensor, and why the others are left alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from jobs.checkpoint import Checkpoint
@@ -8,7 +8,7 @@ from jobs.problems import Problem
 from jobs.recipe import Recipe
 from jobs.report import Skipped
 from jobs.safetensors_header import DTYPE_BYTES
-from jobs.steps import PruneStep, QuantizeStep
+from jobs.steps import PruneStep, QuantizeStep, ShrinkStep
 from planning.candidates import Candidate, find_candidates
 from planning.groups import find_units, leave_split_groups, refuse_float_merges
 from planning.matrices import Matrix, pruned_count
@@ -111,12 +111,39 @@ def select(
             `output_unsupported`: transformers could not open the artifact.
     """
     candidates = find_candidates(checkpoint, kinds)
+    return choose(candidates, list(checkpoint.tensors), recipe, output_format, keep_float)
+
+
+def choose(
+    candidates: list[Candidate],
+    names: Sequence[str],
+    recipe: Recipe,
+    output_format: str,
+    keep_float: Mapping[str, str] | None = None,
+) -> Selection:
+    """Decide what every step that prunes or quantizes does to every weight.
+
+    Args:
+        candidates: The weights that could change.
+        names: Of all tensors, in the order of the files.
+        recipe: What to do.
+        output_format: Of the artifact.
+        keep_float: Tensors that the quantize step leaves alone, with the reason.
+
+    Returns:
+        The decision.
+
+    Raises:
+        Problem: As `select`.
+    """
     skipped: list[Skipped] = []
     pruned: dict[str, list[int]] = {}
     rounding: QuantizeStep | None = None
     quantized: set[str] = set()
     units: tuple[tuple[str, ...], ...] = ()
     for index, step in enumerate(recipe.steps):
+        if isinstance(step, ShrinkStep):
+            continue
         reasons = {c.weight.name: reason_against(c, step, output_format) for c in candidates}
         if isinstance(step, QuantizeStep):
             rounding = step
@@ -127,7 +154,7 @@ def select(
         skipped += [Skipped(name=n, op=step.op, reason=r) for n, r in reasons.items() if r]
         chosen = [c for c in candidates if reasons[c.weight.name] is None]
         if not chosen:
-            raise Problem("nothing_changed", _explain(checkpoint, index, step, reasons))
+            raise Problem("nothing_changed", _explain(names, index, step, reasons))
         if isinstance(step, QuantizeStep):
             quantized |= {candidate.weight.name for candidate in chosen}
             units = find_units(chosen, output_format)
@@ -146,17 +173,14 @@ def select(
         for matrix in candidate.matrices
         if matrix.tensor.name in quantized or matrix.tensor.name in pruned
     }
-    return Selection(_in_order(targets, checkpoint), tuple(skipped), units)
-
-
-def _in_order(targets: dict[str, Target], checkpoint: Checkpoint) -> dict[str, Target]:
-    if not targets:
+    if not targets and any(not isinstance(step, ShrinkStep) for step in recipe.steps):
         raise Problem(
             "nothing_changed",
             "Every sparsity of the recipe rounds to no weight at all in every selected tensor.",
         )
-    order = {name: place for place, name in enumerate(checkpoint.tensors)}
-    return dict(sorted(targets.items(), key=lambda item: order[item[0]]))
+    order = {name: place for place, name in enumerate(names)}
+    ordered = dict(sorted(targets.items(), key=lambda item: order[item[0]]))
+    return Selection(ordered, tuple(skipped), units)
 
 
 def _target(
@@ -203,18 +227,17 @@ def _matrices(chosen: list[Candidate], step: PruneStep) -> list[Matrix]:
 
 
 def _explain(
-    checkpoint: Checkpoint,
+    names: Sequence[str],
     index: int,
     step: PruneStep | QuantizeStep,
     reasons: dict[str, str | None],
 ) -> str:
     opening = f"Step {index + 1} ({step.op}) would change no tensor."
     if not reasons:
-        names = ", ".join(list(checkpoint.tensors)[:5])
         return (
-            f"{opening} None of the {len(checkpoint.tensors)} tensors ({names}) is the weight of a "
-            "Linear, a convolution or an embedding: such a weight is named <module>.weight and has "
-            "two or more dimensions."
+            f"{opening} None of the {len(names)} tensors ({', '.join(names[:5])}) is the weight of "
+            "a Linear, a convolution or an embedding: such a weight is named <module>.weight and "
+            "has two or more dimensions."
         )
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():

@@ -49,9 +49,11 @@ class ModelDocument(_Answer):
     id: str = Field(description="`mdl_` and the blake3 of the uploaded bytes.")
     bytes: int = Field(description="Size of the upload.")
     created_at: datetime
-    format: str = Field(description="`safetensors`, `sharded-safetensors` or `transformers`.")
+    format: str = Field(
+        description="`safetensors`, `sharded-safetensors`, `transformers` or `pt2`."
+    )
     architecture: str | None = Field(description="From config.json.")
-    files: tuple[str, ...] = Field(description="Its safetensors files.")
+    files: tuple[str, ...] = Field(description="Its safetensors files, or model.pt2.")
     tensors: int
     parameters: int
     tensor_bytes: int

@@ -73,7 +73,7 @@ def unsupported(what: str, advice: str) -> Problem:
     return Problem(
         "unsupported_format",
         f"The upload is {what}. Accepted are .safetensors files, .tar or .zip archives of them, "
-        f"and state dicts written by torch.save. {advice}",
+        f"state dicts written by torch.save, and .pt2 programs of torch.export.save. {advice}",
     )
 
 
@@ -84,13 +84,16 @@ def refuse_foreign_zip(names: list[str]) -> None:
         names: Of the zip's entries.
 
     Raises:
-        Problem: `unsupported_format`: TorchScript, torch.export or npz.
+        Problem: `unsupported_format`: TorchScript, an old torch.export or npz.
     """
     ends = {name.rsplit("/", 1)[-1] for name in names}
     if "constants.pkl" in ends:
         raise unsupported("a TorchScript program", HOW_TO_CONVERT)
-    if "serialized_exported_program.json" in ends or "archive_format" in ends:
-        raise unsupported("a torch.export program", HOW_TO_CONVERT)
+    if "serialized_exported_program.json" in ends:
+        raise unsupported(
+            "a torch.export program as torch wrote it before 2.8",
+            "Load it with a newer torch, and save it again with torch.export.save.",
+        )
     if names and all(name.endswith(".npy") for name in names):
         raise unsupported("a NumPy .npz archive", HOW_TO_CONVERT)
 

@@ -42,6 +42,10 @@ MODEL_PROBLEMS = (
     "tensor_overlap",
     "tensor_gap",
     "tensor_out_of_bounds",
+    "invalid_program",
+    "unsafe_program",
+    "unsupported_operator",
+    "invalid_expression",
 )
 _DIGESTS = ("Content-Digest", "Repr-Digest")
 _MODEL_FORM = Form({"model": "The model."}, required=("model",))
@@ -64,7 +68,7 @@ _DATASET_FORM = Form({"dataset": "The data set."}, required=("dataset",))
     )
 )
 def create_model() -> Response:
-    """Store a .safetensors file, or a .tar or .zip of shards or of a transformers folder.
+    """Store a .safetensors file, a .tar or .zip of shards or of a transformers folder, or a .pt2.
 
     Send it raw (`curl -T`) or as the `model` part of a form.
     """

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from jobs.levels import read_levels
 from jobs.problems import Problem
-from jobs.steps import PruneStep, QuantizeStep
+from jobs.steps import PruneStep, QuantizeStep, ShrinkStep
 from jobs.store import IDEMPOTENCY_SECONDS
 from service.contract import Answer, Operation, declare, json_answer
 from service.documents import Capabilities, Health, Limits
@@ -28,10 +28,12 @@ _FORMATS_IN = {
     "sharded-safetensors": "A .tar or .zip of shards and their model.safetensors.index.json.",
     "transformers": "A .tar or .zip of either with its config.json.",
     "state-dict": "A state dict written by torch.save; it is read as data and never unpickled.",
+    "pt2": "A program of torch.export.save; it is read as data, and run only inside a sandbox.",
 }
 _FORMATS_OUT = {
     "compressed-tensors": "A transformers folder that transformers and vLLM open; "
     "pack-quantized for w8a16, int-quantized for w8a8.",
+    "pt2": "A .pt2 that torch.export.load opens, for models that are one.",
     "safetensors": "Plain safetensors with a load.py that needs only torch and safetensors.",
 }
 _READY_KEY = "modelpress:ready"
@@ -54,6 +56,7 @@ def show_capabilities() -> Response:
         formats_in=_FORMATS_IN,
         formats_out=_FORMATS_OUT,
         steps={
+            "shrink": ShrinkStep.model_json_schema(),
             "prune": PruneStep.model_json_schema(),
             "quantize": QuantizeStep.model_json_schema(),
         },

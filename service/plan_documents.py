@@ -44,7 +44,7 @@ class _Answer(BaseModel):
 class PlannedStep(_Answer):
     """What one step will cost."""
 
-    op: Literal["prune", "quantize"]
+    op: Literal["shrink", "prune", "quantize"]
     method: str = Field(description="`magnitude`, `random`, or the scheme of a quantize step.")
     tensors_changed: int
     bytes_read: int = Field(
@@ -57,8 +57,8 @@ class PlannedStep(_Answer):
 class PlannedArtifact(_Answer):
     """What will come out."""
 
-    format: Literal["compressed-tensors", "safetensors"]
-    bytes: int = Field(description="Of its safetensors files.")
+    format: Literal["compressed-tensors", "safetensors", "pt2"]
+    bytes: int = Field(description="Of its safetensors files, or of its .pt2.")
     total_bytes: int = Field(description="Of all its files but manifest.json.")
     size_ratio: float = Field(description="Artifact bytes over model bytes, as in the report.")
 

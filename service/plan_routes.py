@@ -1,5 +1,7 @@
 """POST /plans: what a job would cost, from headers alone."""
 
+from pathlib import Path
+
 import structlog
 from flask import Blueprint, Response, jsonify, request
 from redis.exceptions import RedisError
@@ -7,13 +9,17 @@ from redis.exceptions import RedisError
 from jobs.checkpoint import Checkpoint, open_checkpoint
 from jobs.levels import read_levels
 from jobs.problems import Problem
+from jobs.program import FORMAT, open_program
+from jobs.program_archive import PROGRAM_NAME
 from planning.forecast import forecast
 from planning.memory_model import Levels, levels_of
+from planning.program_plan import make_program_plan
+from planning.program_prediction import predict_program
 from service.contract import JSON, Operation, check, declare, json_answer
 from service.model_routes import find_model
 from service.parts import own, parts
 from service.plan_documents import PlanDocument, PlanRequest
-from service.plans import checkpoint_of, document
+from service.plans import checkpoint_of, document, program_document
 from service.receive import Body
 from service.submissions import read_members
 
@@ -48,6 +54,7 @@ routes = Blueprint("plans", __name__)
             "nothing_changed",
             "target_unreachable",
             "output_unsupported",
+            "step_unsupported",
             "evaluation_unsupported",
         ),
     )
@@ -63,8 +70,14 @@ def create_plan() -> Response:
     members = read_members(Body(request, MAX_PLAN_BYTES))
     asked = check(PlanRequest, members, "The body")
     levels, is_measured = known_levels()
-    made = forecast(_checkpoint(asked), asked.recipe, levels, "/spec")
-    return jsonify(document(made, is_measured=is_measured).model_dump(mode="json"))
+    if asked.model is not None and find_model(asked.model)["format"] == FORMAT:
+        program = open_program(_files_of(asked.model) / PROGRAM_NAME)
+        plan = make_program_plan(program, asked.recipe, "/spec")
+        planned = program_document(plan, predict_program(plan, levels), levels, is_measured)
+    else:
+        made = forecast(_checkpoint(asked), asked.recipe, levels, "/spec")
+        planned = document(made, is_measured=is_measured)
+    return jsonify(planned.model_dump(mode="json"))
 
 
 def known_levels() -> tuple[Levels, bool]:
@@ -83,5 +96,8 @@ def known_levels() -> tuple[Levels, bool]:
 def _checkpoint(asked: PlanRequest) -> Checkpoint:
     if asked.model is None:
         return checkpoint_of(asked)
-    meta = find_model(asked.model)
-    return open_checkpoint(own().blobs.files("models", meta["id"].removeprefix("mdl_")))
+    return open_checkpoint(_files_of(find_model(asked.model)["id"]))
+
+
+def _files_of(model_id: str) -> Path:
+    return own().blobs.files("models", model_id.removeprefix("mdl_"))

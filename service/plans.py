@@ -9,7 +9,9 @@ from jobs.checkpoint import Checkpoint, Shard, assemble
 from jobs.problems import Detail, Problem
 from jobs.safetensors_header import check_members
 from planning.forecast import Forecast
-from planning.prediction import find_overruns
+from planning.memory_model import Levels
+from planning.prediction import Prediction, find_overruns
+from planning.program_plan import ProgramPlan
 from service.plan_documents import (
     PlanDocument,
     PlannedArtifact,
@@ -79,6 +81,53 @@ def document(made: Forecast, *, is_measured: bool) -> PlanDocument:
             is_measured=is_measured,
         ),
         skipped=dict(Counter(one.reason for one in plan.selection.skipped).most_common()),
+    )
+
+
+def program_document(
+    plan: ProgramPlan, prediction: Prediction, levels: Levels, is_measured: bool
+) -> PlanDocument:
+    """Write down what a job on a program would do and cost.
+
+    Args:
+        plan: What it would do.
+        prediction: What that would cost.
+        levels: What was assumed of the processes that run it.
+        is_measured: Whether a worker measured these.
+
+    Returns:
+        The document.
+    """
+    overruns = find_overruns(prediction, plan.recipe.budget)
+    return PlanDocument(
+        fits=not overruns,
+        overruns=tuple(problem.errors[0].pointer.rpartition("/")[2] for problem in overruns),
+        smallest_budget=SmallestBudget(
+            host_memory=prediction.least_host_bytes,
+            device_memory=None,
+            disk=prediction.artifact_bytes,
+        ),
+        is_exact=True,
+        bytes_read=plan.program.file_bytes,
+        bytes_written=prediction.artifact_bytes,
+        steps=tuple(PlannedStep.model_validate(asdict(step)) for step in prediction.steps),
+        artifact=PlannedArtifact(
+            format="pt2",
+            bytes=prediction.artifact_bytes,
+            total_bytes=prediction.artifact_bytes,
+            size_ratio=prediction.artifact_bytes / plan.program.file_bytes,
+        ),
+        memory=PlannedMemory(
+            predicted_peak_bytes=prediction.host_peak_bytes,
+            idle_bytes=levels.idle_bytes,
+            inspection_bytes=None,
+            buffer_bytes=prediction.buffers.nbytes,
+            device_peak_bytes=None,
+            threads=prediction.buffers.threads,
+            chunk_bytes=prediction.buffers.chunk_bytes,
+            is_measured=is_measured,
+        ),
+        skipped=dict(Counter(one.reason for one in plan.skipped).most_common()),
     )
 
 

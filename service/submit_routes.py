@@ -6,8 +6,10 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from jobs.problems import Problem
+from jobs.program import FORMAT
 from jobs.queue import ring
 from planning.forecast import check_budget
+from planning.plan import refuse_shrinking
 from planning.running import refuse_unrunnable
 from service.contract import JSON, Form, Operation, declare, json_answer
 from service.documents import JobDocument, SubmitRequest
@@ -60,6 +62,7 @@ _FORM = Form(
             "job_not_found",
             "invalid_recipe",
             "output_unsupported",
+            "step_unsupported",
             "already_quantized",
             "nothing_changed",
             "target_unreachable",
@@ -118,6 +121,16 @@ def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
             "already_quantized",
             "The model's config.json has a quantization_config. Submit the model as it was before.",
         )
+    if meta["format"] != FORMAT:
+        _check_checkpoint(submission, meta)
+    for dataset in submission.recipe.datasets:
+        find_dataset(dataset)
+    levels, _ = known_levels()
+    check_budget(files, submission.recipe, levels, "/spec")
+
+
+def _check_checkpoint(submission: Submission, meta: dict[str, Any]) -> None:
+    refuse_shrinking(submission.recipe)
     wanted = submission.recipe.output.format
     if wanted == "compressed-tensors" and meta["format"] != "transformers":
         raise Problem(
@@ -126,10 +139,6 @@ def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
             f"the model is {meta['format']}. Leave output.format out.",
         )
     refuse_unrunnable(submission.recipe, "/spec", has_config=meta["format"] == "transformers")
-    for dataset in submission.recipe.datasets:
-        find_dataset(dataset)
-    levels, _ = known_levels()
-    check_budget(files, submission.recipe, levels, "/spec")
 
 
 def _accept(submission: Submission, key: str | None) -> Response:

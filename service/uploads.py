@@ -11,8 +11,12 @@ import blake3
 
 from jobs.checkpoint import SINGLE_NAME, open_checkpoint
 from jobs.problems import Problem
+from jobs.program import is_program, open_program
+from jobs.program_archive import PROGRAM_NAME
 from service.entries import Entries
 from service.formats import SNIFF_BYTES, sniff
+from service.program_upload import convert as convert_program
+from service.program_upload import is_exported
 from service.receive import CHUNK_BYTES
 from service.state_dict import convert, is_torch_save
 from service.state_dict_folder import convert_folder
@@ -83,7 +87,7 @@ class _Source:
 
 
 def receive_model(pieces: Pieces, staged: Path, max_extracted: int) -> Received:
-    """Store a model's upload in a staged folder and check that it is one checkpoint.
+    """Store a model's upload in a staged folder and check that it is one model.
 
     Args:
         pieces: The uploaded bytes.
@@ -91,7 +95,7 @@ def receive_model(pieces: Pieces, staged: Path, max_extracted: int) -> Received:
         max_extracted: The most bytes that may come out of an archive.
 
     Returns:
-        The digest of the uploaded bytes, and the checkpoint's facts.
+        The digest of the uploaded bytes, and what its headers tell.
 
     Raises:
         Problem: The upload is no model that is accepted.
@@ -112,14 +116,16 @@ def receive_model(pieces: Pieces, staged: Path, max_extracted: int) -> Received:
         ignored += entries.ignored
         if is_torch_saved:
             ignored += convert_folder(files, max_extracted)
-    checkpoint = open_checkpoint(files)
-    meta = {
-        **_common("mdl_", source),
-        **checkpoint.facts(),
-        "is_quantized": bool((checkpoint.config or {}).get("quantization_config")),
-        "ignored_files": ignored,
-    }
+    meta = {**_common("mdl_", source), **_facts(files), "ignored_files": ignored}
     return Received(source.digest, meta)
+
+
+def _facts(files: Path) -> dict[str, Any]:
+    if is_program(files):
+        return {**open_program(files / PROGRAM_NAME).facts(), "is_quantized": False}
+    checkpoint = open_checkpoint(files)
+    is_quantized = bool((checkpoint.config or {}).get("quantization_config"))
+    return {**checkpoint.facts(), "is_quantized": is_quantized}
 
 
 def receive_dataset(pieces: Pieces, staged: Path) -> Received:
@@ -150,6 +156,9 @@ def _unzip(source: _Source, staged: Path, entries: Entries) -> list[str]:
         if is_torch_save(archive):
             target = staged / "files" / SINGLE_NAME
             ignored = convert(archive, path, target, entries.max_bytes)
+        elif is_exported(archive):
+            target = staged / "files" / PROGRAM_NAME
+            ignored = convert_program(archive, target, entries.max_bytes)
         else:
             unpack_zip(archive, entries)
     path.unlink()

@@ -13,41 +13,16 @@ from pathlib import Path
 from typing import IO, cast
 
 from jobs.problems import Problem
+from jobs.zip_records import GuardedFile, check_records
 from service.entries import MAX_ENTRIES, Entries, unsafe
 from service.formats import refuse_foreign_zip
 from service.receive import CHUNK_BYTES
-from service.zip_records import check_records
 
 # Weights shrink by a tenth, or by ten times where most are zero. Beyond that it is a bomb.
 _MAX_RATIO = 100
 _FREE_BYTES = 64 * 1024**2
-# zipfile reads the directory in one piece.
-_MAX_DIRECTORY_BYTES = 16 * 1024**2
-
 
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
-
-
-class _Guarded:
-    """The zip's file, which refuses to be read into memory."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.seek, self.tell, self.seekable, self.close = (
-            file.seek,
-            file.tell,
-            file.seekable,
-            file.close,
-        )
-        self._read = file.read
-
-    def read(self, size: int = -1) -> bytes:
-        most = _MAX_DIRECTORY_BYTES + 1
-        data = self._read(most if size < 0 else min(size, most))
-        if len(data) == most:
-            raise Problem(
-                "unsafe_archive", f"The zip's directory is over {_MAX_DIRECTORY_BYTES} bytes."
-            )
-        return data
 
 
 @contextmanager
@@ -67,7 +42,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with (
             path.open("rb") as file,
-            zipfile.ZipFile(cast("IO[bytes]", _Guarded(file))) as archive,
+            zipfile.ZipFile(cast("IO[bytes]", GuardedFile(file))) as archive,
         ):
             members = archive.infolist()
             if len(members) > MAX_ENTRIES:

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from jobs.durable_files import fsync, write_json
 from jobs.job import Artifact, ArtifactFile
 from jobs.problems import Problem
+from jobs.program import open_program
 from jobs.quality import Calibration, Ran
 from jobs.report import Report, Verification
 from jobs.safetensors_header import read_header
@@ -41,6 +42,9 @@ INLINE_SHA256_BYTES = 16 * 1024**2
 _READ_BYTES = 4 * 1024**2
 #: How often whoever waits for the disk looks whether it is to stop.
 _LOOK_SECONDS = 0.2
+
+#: What looks at a file of an artifact again, by how its name ends.
+_CHECKS: dict[str, Callable[[Path], object]] = {".safetensors": read_header, ".pt2": open_program}
 
 Check = Callable[[], None]
 #: Path, size and blake3 of a file.
@@ -90,8 +94,8 @@ def measure_files(folder: Path, most_bytes: int, check: Check) -> list[Row]:
     """
     require_folder(folder)
     paths = sorted(_walk(folder))
-    if not any(path.suffix == ".safetensors" for path in paths):
-        raise Problem("invalid_artifact", "The runner left no safetensors file.")
+    if not any(path.suffix in _CHECKS for path in paths):
+        raise Problem("invalid_artifact", "The runner left no safetensors file and no .pt2.")
     total = sum(path.lstat().st_size for path in paths)
     if total > most_bytes:
         raise Problem(
@@ -277,9 +281,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _measure(path: Path, check: Check) -> Row:
-    if path.suffix == ".safetensors":
+    if path.suffix in _CHECKS:
         try:
-            read_header(path)
+            _CHECKS[path.suffix](path)
         except Problem as problem:
             raise Problem("invalid_artifact", f"{path.name}: {problem.detail}") from problem
     hasher = blake3()

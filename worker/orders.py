@@ -17,10 +17,13 @@ def making_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) ->
         datasets: The uploaded files, by the ids of the data sets.
 
     Returns:
-        It, and before it one that says `calibrate` where data decide about weights.
+        It, and before it one that says `calibrate` where data decide about weights. Of a program
+        that loses channels, it has the data set that the artifact will be run on.
     """
     if recipe.calibrate is None:
-        return [order]
+        name = recipe.evaluate.dataset if recipe.evaluate else None
+        is_shrunk = any(step.op == "shrink" for step in recipe.steps)
+        return [replace(order, dataset=str(datasets[name])) if name and is_shrunk else order]
     dataset = str(datasets[recipe.calibrate.dataset])
     return [replace(order, task="calibrate", dataset=dataset), order]
 

@@ -24,13 +24,13 @@ from engine.pipeline import Progress, compress
 from engine.verification import verify
 from engine.verified_forms import claims_of
 from jobs.problems import Problem
+from jobs.program import is_program
 from jobs.recipe import Evaluate, parse_recipe
 from jobs.report import Report
+from worker import program_tasks
+from worker.work_files import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME
 
-ARTIFACT_NAME = "artifact"
-REPORT_NAME = "report.json"
 JOURNAL_NAME = "journal"
-VERIFICATION_NAME = "verification.json"
 #: What the original answers, for the artifact to be compared with.
 OUTPUTS_NAME = "outputs.safetensors"
 BEFORE_NAME = "before.json"
@@ -129,6 +129,16 @@ def _compress(order: Order, on_progress: OnProgress) -> None:
     artifact = work / ARTIFACT_NAME
     # It is there where an attempt before this one was killed.
     artifact.mkdir(exist_ok=True)
+    if is_program(Path(order.model_folder)):
+        program_tasks.compress(
+            Path(order.model_folder),
+            work,
+            parse_recipe(order.recipe),
+            idle_bytes=order.idle_bytes,
+            dataset=Path(order.dataset) if order.dataset else None,
+            on_progress=on_progress,
+        )
+        return
     report = compress(
         Path(order.model_folder),
         artifact,
@@ -145,6 +155,11 @@ def _compress(order: Order, on_progress: OnProgress) -> None:
 
 def _verify(order: Order, on_progress: OnProgress) -> None:
     work = Path(order.work_folder)
+    if is_program(Path(order.model_folder)):
+        program_tasks.verify(
+            Path(order.model_folder), work, parse_recipe(order.recipe), on_progress=on_progress
+        )
+        return
     claims = claims_of(Report.model_validate_json((work / REPORT_NAME).read_bytes()))
     verification = verify(
         Path(order.model_folder),
@@ -170,6 +185,7 @@ def _run_model(order: Order, name: str, on_progress: OnProgress) -> None:
     _keep_libraries_home(work)
     # torch and transformers take seconds to import, and most jobs never need them.
     from evaluation.running import run_artifact, run_original  # noqa: PLC0415
+    from worker.subjects import opener  # noqa: PLC0415
 
     recipe = parse_recipe(order.recipe)
     wanted = recipe.evaluate or Evaluate()
@@ -182,9 +198,10 @@ def _run_model(order: Order, name: str, on_progress: OnProgress) -> None:
     dataset = Path(order.dataset) if order.dataset else None
     kept = work / OUTPUTS_NAME
     if name == BEFORE_NAME:
-        ran = run_original(model, dataset, wanted, kept, on_rows)
+        ran = run_original(opener(model, model), dataset, wanted, kept, on_rows)
     else:
-        ran = run_artifact(work / ARTIFACT_NAME, model, dataset, wanted, kept, on_rows)
+        artifact = opener(work / ARTIFACT_NAME, model)
+        ran = run_artifact(artifact, dataset, wanted, kept, on_rows)
     (work / name).write_text(ran.model_dump_json())
 
 

@@ -9,9 +9,10 @@ import structlog
 
 from jobs.problems import Problem
 from worker.confinement import Bounds
-from worker.runner import ARTIFACT_NAME, Order
+from worker.runner import Order
 from worker.runner_process import Runner, Template, TemplateDiedError
 from worker.sandbox import Level, Place, Sandbox, find_level
+from worker.work_files import ARTIFACT_NAME
 
 _log = structlog.get_logger(__name__)
 

@@ -23,6 +23,7 @@ from jobs.gate import check_memory
 from jobs.job import Artifact, Job, JobResult
 from jobs.levels import read_levels
 from jobs.problems import Problem
+from jobs.program import is_program
 from jobs.queue import ring
 from jobs.reaper import publish_end
 from jobs.recipe import ENGINE_VERSION, Budget
@@ -45,15 +46,10 @@ from worker.endings import Endings
 from worker.evaluating import read_quality
 from worker.lease import Lease
 from worker.orders import making_orders, running_orders
-from worker.runner import (
-    ARTIFACT_NAME,
-    CALIBRATION_NAME,
-    REPORT_NAME,
-    VERIFICATION_NAME,
-    Order,
-)
+from worker.runner import CALIBRATION_NAME, Order
 from worker.runner_process import Runner
 from worker.runners import Runners, most_written_bytes
+from worker.work_files import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME
 
 _log = structlog.get_logger(__name__)
 
@@ -211,9 +207,11 @@ class Supervisor:
             raise Problem("model_not_found", f"Model {job.model} is no longer stored.")
         datasets = self._datasets(held)
         levels = levels_of(read_levels(self._tenants.redis))
-        check_budget(blobs.files("models", digest), job.recipe, levels)
+        files = blobs.files("models", digest)
+        self._refuse_outside(files)
+        check_budget(files, job.recipe, levels)
         order = Order(
-            model_folder=str(blobs.files("models", digest)),
+            model_folder=str(files),
             work_folder=str(work),
             recipe=job.recipe.model_dump(mode="json"),
             device=self.runners.device,
@@ -279,6 +277,15 @@ class Supervisor:
                 raise Problem("dataset_not_found", f"Data set {name} is no longer stored.")
             found[name] = blobs.files("datasets", digest) / "data"
         return found
+
+    def _refuse_outside(self, files: Path) -> None:
+        """Refuse a model that is opened by running it, where there is no sandbox to do that in."""
+        if is_program(files) and self.runners.level == "none":
+            raise Problem(
+                "sandbox_unavailable",
+                "A .pt2 is opened by torch, which this worker does outside of a sandbox for "
+                "nobody.",
+            )
 
     def _take_answer(self, held: _Held) -> bool:
         """End a job as one that equals it ended, where there is one by now."""

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from evaluation.folders import TransformersSubject
 from evaluation.running import run_artifact, run_original
 from jobs.problems import Problem
 from jobs.recipe import Evaluate
@@ -26,8 +28,9 @@ def sentences(count: int) -> list[str]:
 def run_both(tmp_path, original, artifact, dataset=None, **wanted):
     evaluate, kept = Evaluate(**wanted), tmp_path / "outputs"
     seen: list[int] = []
-    before = run_original(original, dataset, evaluate, kept, seen.append)
-    after = run_artifact(artifact, original, dataset, evaluate, kept, lambda _: None)
+    opened = partial(TransformersSubject, original=original)
+    before = run_original(partial(opened, original), dataset, evaluate, kept, seen.append)
+    after = run_artifact(partial(opened, artifact), dataset, evaluate, kept, lambda _: None)
     assert seen == sorted(seen)
     assert seen[-1] == before.rows
     return before, after

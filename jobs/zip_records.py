@@ -9,6 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
+from jobs.problems import Problem
+
 _LOCAL = struct.Struct("<4s5H3I2H")
 _DIRECTORY = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
@@ -17,6 +19,45 @@ _LOCATOR_BYTES = 20
 _HAS_DESCRIPTOR = 0x8
 # With or without its signature, with sizes of 32 or 64 bits.
 _DESCRIPTOR_BYTES = frozenset({12, 16, 20, 24})
+# zipfile reads the directory in one piece.
+_MAX_DIRECTORY_BYTES = 16 * 1024**2
+
+
+class GuardedFile:
+    """A zip's file, which refuses to be read into memory.
+
+    Args:
+        file: The open file.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self.seekable, self.close = (
+            file.seek,
+            file.tell,
+            file.seekable,
+            file.close,
+        )
+        self._read = file.read
+
+    def read(self, size: int = -1) -> bytes:
+        """Read, as a file does.
+
+        Args:
+            size: How many bytes; below 0 all, up to what a directory may have.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            Problem: `unsafe_archive`.
+        """
+        most = _MAX_DIRECTORY_BYTES + 1
+        data = self._read(most if size < 0 else min(size, most))
+        if len(data) == most:
+            raise Problem(
+                "unsafe_archive", f"The zip's directory is over {_MAX_DIRECTORY_BYTES} bytes."
+            )
+        return data
 
 
 def check_records(path: Path, directory_start: int, members: list[zipfile.ZipInfo]) -> None:

@@ -1,0 +1,74 @@
+"""What a node of a program's graph takes and makes, and what is known of a value's shape."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_PREFIX = "torch.ops.aten."
+
+Node = Mapping[str, Any]
+#: The arguments of a node by their names.
+Given = Mapping[str, Mapping[str, Any]]
+
+
+def operator_of(node: Node) -> str:
+    """Give the name of a node's operator, without namespace, overload and in-place form."""
+    name: str = node["target"].removeprefix(_PREFIX).partition(".")[0]
+    return name.removesuffix("_") if not name.endswith("__") else name
+
+
+def given_of(node: Node) -> dict[str, Mapping[str, Any]]:
+    """Give a node's arguments by their names."""
+    return {argument["name"]: argument["arg"] for argument in node["inputs"]}
+
+
+def taken_by(node: Node) -> list[str]:
+    """Give the tensors that a node takes, in order."""
+    return [name for argument in node["inputs"] for name in _tensors(argument["arg"])]
+
+
+def made_by(node: Node) -> list[str]:
+    """Give the tensors that a node makes, in order."""
+    return [name for argument in node["outputs"] for name in _tensors(argument)]
+
+
+def tensor_of(given: Given, name: str) -> str | None:
+    """Give the tensor that an argument is; None where it is none."""
+    found: str | None = given.get(name, {}).get("as_tensor", {}).get("name")
+    return found
+
+
+def int_of(given: Given, name: str, default: int) -> int:
+    """Give the whole number that an argument is."""
+    found: int = given.get(name, {}).get("as_int", default)
+    return found
+
+
+def ints_of(given: Given, name: str) -> list[int]:
+    """Give the whole numbers that an argument is; one of them may stand for itself."""
+    argument = given.get(name, {})
+    return [argument["as_int"]] if "as_int" in argument else list(argument.get("as_ints", ()))
+
+
+def shape_of(values: Mapping[str, Any], name: str) -> list[int]:
+    """Give the shape of a value, sizes that vary as -1."""
+    return [size.get("as_int", -1) for size in values[name]["sizes"]]
+
+
+def has_known_shape(sizes: Sequence[object]) -> bool:
+    """Whether all sizes are numbers."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def _tensors(argument: Mapping[str, Any]) -> list[str]:
+    [(kind, value)] = argument.items()
+    if kind == "as_tensor":
+        return [value["name"]]
+    if kind == "as_optional_tensor":
+        return _tensors(value) if "as_tensor" in value else []
+    if kind == "as_tensors":
+        return [tensor["name"] for tensor in value]
+    if kind == "as_optional_tensors":
+        return [tensor["as_tensor"]["name"] for tensor in value if "as_tensor" in tensor]
+    if kind == "as_nested_tensors":
+        return [tensor["name"] for tensors in value for tensor in tensors]
+    return []

@@ -1,0 +1,170 @@
+"""A program as something that `evaluation` can run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.datasets import read_rows
+from evaluation.inputs import Batch
+from evaluation.outputs import Answers, read_logits
+from evaluation.subjects import LATENCY_ROWS
+from jobs.problems import Problem
+from jobs.program import Program
+from jobs.recipe import Evaluate
+from planning.graph_values import given_of, operator_of, tensor_of
+from programs.loading import LoadedProgram, example_shape, row_limits
+
+_DTYPES = {
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+class ProgramSubject:
+    """A program that was opened to be run.
+
+    Args:
+        path: The file: the original, or an artifact.
+
+    Attributes:
+        name: What it is called in problems.
+    """
+
+    name: str
+
+    def __init__(self, path: Path) -> None:
+        self._loaded = LoadedProgram(path)
+        self.name = "The program"
+
+    @property
+    def weight_bytes(self) -> int:
+        """What its tensors take in memory."""
+        return self._loaded.weight_bytes
+
+    def batches(self, dataset: Path | None, wanted: Evaluate) -> Iterator[Batch]:
+        """Give its inputs, batch by batch, the same each time."""
+        return batches_of(self._loaded.described, dataset, wanted)
+
+    def answer(self, batch: Batch) -> torch.Tensor:
+        """Run it; rows are repeated where it takes no fewer than it was exported with."""
+        least, most = row_limits(self._loaded.described)
+        rows, parts = batch.rows, []
+        for start in range(0, rows, most):
+            count = min(most, rows - start)
+            chosen = start + torch.arange(max(count, least)) % count
+            inputs = {name: tensor[chosen] for name, tensor in batch.inputs.items()}
+            parts.append(self._loaded.call(inputs)[:count])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def read(self, batch: Batch, output: Any) -> Answers:  # noqa: ANN401 - what `answer` gave
+        """Take what is compared out of what it gave."""
+        if len(output) != batch.rows:
+            raise Problem(
+                "evaluation_failed",
+                f"For {batch.rows} rows the program gives {len(output)}: its first output does not "
+                "begin with the rows of its first input.",
+            )
+        return read_logits(output, batch.labels)
+
+    def latency_rows(self, most: int) -> tuple[int, ...]:
+        """Give how many rows at a time its latency is measured of: none that it does not take."""
+        limits = row_limits(self._loaded.described)
+        fitting = [rows for rows in LATENCY_ROWS if rows <= most and limits[0] <= rows <= limits[1]]
+        return tuple(fitting) or (limits[0],)
+
+
+def batches_of(described: Program, dataset: Path | None, wanted: Evaluate) -> Iterator[Batch]:
+    """Give the inputs of a program, batch by batch, the same each time.
+
+    Args:
+        described: The program.
+        dataset: The uploaded file; None for random values.
+        wanted: How many rows, and the seed.
+
+    Yields:
+        Batches of at most `wanted.batch_size` rows.
+
+    Raises:
+        Problem: `invalid_dataset`, `evaluation_failed`.
+    """
+    if dataset is None:
+        yield from _random_batches(described, wanted)
+        return
+    for rows in read_rows(dataset, wanted.batch_size, wanted.rows):
+        if not isinstance(rows, dict):
+            raise Problem(
+                "invalid_dataset",
+                f"The data set holds text; the program takes tensors: {list(described.inputs)}. "
+                "Send them by name in .npz or safetensors.",
+            )
+        yield _batch(described, rows)
+
+
+def _batch(described: Program, rows: dict[str, torch.Tensor]) -> Batch:
+    labels = rows.pop("labels", None)
+    if set(rows) != set(described.inputs):
+        raise Problem(
+            "invalid_dataset",
+            f"The data set has the fields {sorted(rows)}; the program takes "
+            f"{sorted(described.inputs)}, and labels may be beside them.",
+        )
+    if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
+        raise Problem(
+            "invalid_dataset",
+            f"The labels are {labels.dtype} of {list(labels.shape)}; one whole number is needed "
+            "for each row.",
+        )
+    inputs = {name: _fit(described, name, rows[name]) for name in described.inputs}
+    return Batch(inputs, None if labels is None else labels.long())
+
+
+def _fit(described: Program, name: str, rows: torch.Tensor) -> torch.Tensor:
+    seen = {one[0]: one for one in described.interface()[2]}
+    _, dtype, shape = seen[name]
+    fits = len(shape) == rows.ndim and all(
+        want is None or want == got for want, got in zip(shape[1:], rows.shape[1:], strict=False)
+    )
+    if not fits:
+        wanted = ["rows", *("any" if size is None else size for size in shape[1:])]
+        raise Problem(
+            "invalid_dataset", f"{name} is of {list(rows.shape)}; the program takes {wanted}."
+        )
+    return rows.to(_DTYPES[dtype])
+
+
+def _random_batches(described: Program, wanted: Evaluate) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(wanted.seed)
+    seen = {one[0]: one for one in described.interface()[2]}
+    for start in range(0, wanted.rows, wanted.batch_size):
+        rows = min(wanted.batch_size, wanted.rows - start)
+        inputs = {}
+        for name in described.inputs:
+            shape = [rows, *example_shape(described, name)[1:]]
+            inputs[name] = _random(described, name, shape, _DTYPES[seen[name][1]], generator)
+        yield Batch(inputs)
+
+
+def _random(
+    described: Program,
+    name: str,
+    shape: list[int],
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(_count_of(described, name), shape, generator=generator).to(dtype)
+
+
+def _count_of(described: Program, name: str) -> int:
+    """Give below what the whole numbers of an input lie: the rows of the table they are for."""
+    for node in described.graph["nodes"]:
+        given = given_of(node)
+        if operator_of(node) == "embedding" and tensor_of(given, "indices") == name:
+            table = described.sources.get(tensor_of(given, "weight") or "")
+            if table is not None:
+                return described.tensors[table].spec.shape[0]
+    return 2
