@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jobs.problems import Problem
 from jobs.program_archive import (
     CONSTANTS,
     CONSTANTS_CONFIG,
@@ -21,44 +20,13 @@ from jobs.program_archive import (
     WEIGHTS_CONFIG,
     read_archive,
 )
-from jobs.program_graph import load_json, read_graph
-from jobs.program_schema import DTYPES, payload_config
+from jobs.program_flow import check_flow
+from jobs.program_graph import read_graph
+from jobs.program_schema import DTYPES
+from jobs.program_tensors import ProgramTensor, read_config, read_tensors
 from jobs.program_values import refuse
-from jobs.safetensors_header import DTYPE_BYTES, TensorSpec
 
 FORMAT = "pt2"
-_MOST_DIMENSIONS = 64
-
-
-@dataclass(frozen=True)
-class ProgramTensor:
-    """A parameter, buffer or constant.
-
-    Attributes:
-        spec: Its name, dtype and shape; it begins where its entry does.
-        strides: How many values apart the neighbours in each dimension are.
-        offset: Which value of the entry is its first.
-        entry: The entry that holds it; tied ones have one entry.
-        is_parameter: Whether it is one.
-        is_trained: Whether it takes gradients.
-    """
-
-    spec: TensorSpec
-    strides: tuple[int, ...]
-    offset: int
-    entry: str
-    is_parameter: bool
-    is_trained: bool
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether its values lie one behind the other, from the start of its entry."""
-        expected = 1
-        for size, stride in zip(reversed(self.spec.shape), reversed(self.strides), strict=True):
-            if size != 1 and stride != expected:
-                return False
-            expected *= size
-        return self.offset == 0
 
 
 @dataclass(frozen=True)
@@ -179,71 +147,31 @@ def open_program(path: Path) -> Program:
 
         document = read_graph(read(GRAPH))
         tensors = {
-            **read_tensors(read(WEIGHTS_CONFIG), WEIGHTS, spans),
-            **read_tensors(read(CONSTANTS_CONFIG), CONSTANTS, spans),
+            **read_tensors(read_config(read(WEIGHTS_CONFIG), WEIGHTS), WEIGHTS, spans),
+            **read_tensors(read_config(read(CONSTANTS_CONFIG), CONSTANTS), CONSTANTS, spans),
         }
-    program = Program(path, document, tensors, spans)
-    _check_sources(program)
-    unused = {name for name in spans if PAYLOAD.fullmatch(name)} - {
-        tensor.entry for tensor in tensors.values()
-    }
-    if unused:
-        refuse(path.name, f"no tensor lies in {min(unused)}")
-    return program
+    return assemble_program(Program(path, document, tensors, spans))
 
 
-def read_tensors(
-    raw: bytes, folder: str, spans: Mapping[str, tuple[int, int]]
-) -> dict[str, ProgramTensor]:
-    """Read a config of weights or of constants.
+def assemble_program(program: Program) -> Program:
+    """Check that the parts of a program fit one another.
 
     Args:
-        raw: Its JSON.
-        folder: Where in the archive their bytes lie.
-        spans: By the name of each entry, where it begins and how many bytes it has.
+        program: The program, each part of which was read.
 
     Returns:
-        The tensors by their names. All of their values lie in their entries.
+        The same.
 
     Raises:
-        Problem: `invalid_program`, `unsafe_program`, `tensor_out_of_bounds`.
+        Problem: `invalid_program`.
     """
-    config = payload_config(load_json(raw, f"the config of {folder}"), folder)["config"]
-    return {name: _tensor(name, payload, folder, spans) for name, payload in config.items()}
-
-
-def _tensor(
-    name: str, payload: dict[str, Any], folder: str, spans: Mapping[str, tuple[int, int]]
-) -> ProgramTensor:
-    meta = payload["tensor_meta"]
-    sizes, strides, offset = (
-        _numbers(meta["sizes"], name),
-        _numbers(meta["strides"], name),
-        _numbers([meta["storage_offset"]], name)[0],
-    )
-    entry = folder + payload["path_name"]
-    if entry not in spans:
-        refuse(name, f"its bytes, {entry}, are not in the archive")
-    if len(sizes) != len(strides) or len(sizes) > _MOST_DIMENSIONS:
-        refuse(name, f"its shape {list(sizes)} has the strides {list(strides)}")
-    spec = TensorSpec(name, DTYPES[meta["dtype"]], sizes, 0)
-    # Strides may have holes between values, but none leads out of the entry.
-    steps = zip(sizes, strides, strict=True)
-    last = offset + sum((size - 1) * stride for size, stride in steps)
-    end = (last + 1) * DTYPE_BYTES[spec.dtype] if spec.elements else 0
-    if end > spans[entry][1]:
-        raise Problem(
-            "tensor_out_of_bounds",
-            f"Tensor {name[:80]!r} ends at byte {end} of {entry}, which has {spans[entry][1]}.",
-        )
-    return ProgramTensor(spec, strides, offset, entry, payload["is_param"], meta["requires_grad"])
-
-
-def _numbers(values: list[dict[str, Any]], name: str) -> tuple[int, ...]:
-    found = tuple(value.get("as_int", -1) for value in values)
-    if any(not 0 <= value < 2**48 for value in found):
-        refuse(name, "a stored tensor has sizes that are no plain numbers")
-    return found
+    check_flow(program.graph)
+    _check_sources(program)
+    used = {tensor.entry for tensor in program.tensors.values()}
+    unused = {name for name in program.spans if PAYLOAD.fullmatch(name)} - used
+    if unused:
+        refuse(program.path.name, f"no tensor lies in {min(unused)}")
+    return program
 
 
 def _check_sources(program: Program) -> None:

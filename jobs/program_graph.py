@@ -14,7 +14,7 @@ from jobs.program_values import each, integer, mapping, optional, record, refuse
 
 MAX_GRAPH_BYTES = 16 * 1024**2
 #: As Python's objects, a byte of JSON can be a hundred.
-_MOST_CONTAINERS, _MOST_COMMAS = 300_000, 1_000_000
+_MOST_CONTAINERS, _MOST_COMMAS = 250_000, 1_000_000
 _SCHEMA_MAJOR = 8
 _PYTREES = frozenset({"builtins.tuple", "builtins.list", "builtins.dict"})
 _MOST_DEPTH = 16
@@ -29,7 +29,7 @@ def _read_treespec(value: Any, where: str) -> str:  # noqa: ANN401
         if protocol != 1:
             refuse(where, "its protocol is not 1")
         return json.dumps([1, _read_tree(tree, where, 0)])
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise Problem("invalid_program", f"{where}: it cannot be read.") from error
 
 

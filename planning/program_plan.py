@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.problems import Detail, Problem
-from jobs.program import Program, ProgramTensor
+from jobs.program import Program
 from jobs.program_archive import (
     CONSTANTS,
     CONSTANTS_CONFIG,
@@ -16,6 +16,7 @@ from jobs.program_archive import (
 )
 from jobs.program_graph import canonical
 from jobs.program_schema import DTYPES
+from jobs.program_tensors import ProgramTensor
 from jobs.recipe import Recipe
 from jobs.report import Skipped
 from jobs.safetensors_header import TensorSpec

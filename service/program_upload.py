@@ -8,8 +8,10 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jobs.problems import Problem
+from jobs.program import Program, assemble_program
 from jobs.program_archive import (
     CONSTANTS_CONFIG,
     FIXED,
@@ -20,8 +22,8 @@ from jobs.program_archive import (
     ArchiveWriter,
     write_archive,
 )
-from jobs.program_graph import MAX_GRAPH_BYTES, canonical, load_json, read_graph
-from jobs.program_schema import payload_config
+from jobs.program_graph import MAX_GRAPH_BYTES, canonical, read_graph
+from jobs.program_tensors import ProgramTensor, read_config, read_tensors
 from service.receive import CHUNK_BYTES
 from service.zip_archive import check_member
 
@@ -38,7 +40,9 @@ def is_exported(archive: zipfile.ZipFile) -> bool:
     )
 
 
-def convert(archive: zipfile.ZipFile, target: Path, max_bytes: int) -> list[str]:
+def convert(
+    archive: zipfile.ZipFile, target: Path, max_bytes: int
+) -> tuple[list[str], dict[str, Any]]:
     """Write the program of a .pt2 as this project keeps it.
 
     Args:
@@ -47,30 +51,35 @@ def convert(archive: zipfile.ZipFile, target: Path, max_bytes: int) -> list[str]
         max_bytes: The most bytes that it may have.
 
     Returns:
-        Which of its files are left out.
+        Which of its files are left out, and what the program tells of itself.
 
     Raises:
         Problem: `unsafe_program`: it holds code, objects or pickles; `invalid_program`,
-            `unsupported_operator`, `invalid_expression`: it is no program that is accepted;
-            `too_large`. Whether its parts fit one another, `open_program` tells.
+            `unsupported_operator`, `invalid_expression`, `tensor_out_of_bounds`: it is no program
+            that is accepted; `too_large`.
     """
     entries, ignored = _sort(archive)
     if sum(member.file_size for member in entries.values()) > max_bytes:
         raise Problem("too_large", f"The program's files have more than {max_bytes} bytes.")
-    document = canonical(read_graph(_read(archive, entries, GRAPH)))
-    configs = {}
+    document = read_graph(_read(archive, entries, GRAPH))
+    spans = {name: (0, member.file_size) for name, member in entries.items()}
+    tensors: dict[str, ProgramTensor] = {}
+    texts = {}
     for name in _CONFIGS:
-        members = load_json(_read(archive, entries, name), name)
-        configs[name] = canonical(payload_config(members, name))
+        config = read_config(_read(archive, entries, name), name)
+        tensors |= read_tensors(config, name.rpartition("/")[0] + "/", spans)
+        texts[name] = canonical(config)
+    program = assemble_program(Program(target, document, tensors, spans))
+    texts[GRAPH] = canonical(document)
 
     def fill(writer: ArchiveWriter) -> None:
         for name in sorted(filter(PAYLOAD.fullmatch, entries), key=_number):
             writer.add(name, _pieces(archive, entries[name]), entries[name].file_size)
-        for name, raw in {**configs, GRAPH: document}.items():
+        for name, raw in texts.items():
             writer.add(name, [raw], len(raw))
 
     write_archive(target, fill)
-    return ignored
+    return ignored, program.facts()
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:

@@ -11,7 +11,6 @@ import blake3
 
 from jobs.checkpoint import SINGLE_NAME, open_checkpoint
 from jobs.problems import Problem
-from jobs.program import is_program, open_program
 from jobs.program_archive import PROGRAM_NAME
 from service.entries import Entries
 from service.formats import SNIFF_BYTES, sniff
@@ -103,6 +102,7 @@ def receive_model(pieces: Pieces, staged: Path, max_extracted: int) -> Received:
     source = _Source(pieces)
     files = staged / "files"
     ignored: list[str] = []
+    facts: dict[str, Any] | None = None
     container = sniff(source.peek(SNIFF_BYTES))
     if container == "safetensors":
         _write(source.pieces(), files / SINGLE_NAME)
@@ -111,18 +111,16 @@ def receive_model(pieces: Pieces, staged: Path, max_extracted: int) -> Received:
         if container == "tar":
             unpack_tar(source.read, entries)
         else:
-            ignored = _unzip(source, staged, entries)
+            ignored, facts = _unzip(source, staged, entries)
         is_torch_saved = entries.finish()
         ignored += entries.ignored
         if is_torch_saved:
             ignored += convert_folder(files, max_extracted)
-    meta = {**_common("mdl_", source), **_facts(files), "ignored_files": ignored}
+    meta = {**_common("mdl_", source), **(facts or _facts(files)), "ignored_files": ignored}
     return Received(source.digest, meta)
 
 
 def _facts(files: Path) -> dict[str, Any]:
-    if is_program(files):
-        return {**open_program(files / PROGRAM_NAME).facts(), "is_quantized": False}
     checkpoint = open_checkpoint(files)
     is_quantized = bool((checkpoint.config or {}).get("quantization_config"))
     return {**checkpoint.facts(), "is_quantized": is_quantized}
@@ -148,21 +146,26 @@ def receive_dataset(pieces: Pieces, staged: Path) -> Received:
     return Received(source.digest, _common("ds_", source))
 
 
-def _unzip(source: _Source, staged: Path, entries: Entries) -> list[str]:
+def _unzip(
+    source: _Source, staged: Path, entries: Entries
+) -> tuple[list[str], dict[str, Any] | None]:
+    """Unpack a zip; give what of it is ignored, and the facts where it is a program."""
     path = staged / "upload.zip"
     _write(source.pieces(), path)
     ignored: list[str] = []
+    facts = None
     with open_zip(path) as archive:
         if is_torch_save(archive):
             target = staged / "files" / SINGLE_NAME
             ignored = convert(archive, path, target, entries.max_bytes)
         elif is_exported(archive):
             target = staged / "files" / PROGRAM_NAME
-            ignored = convert_program(archive, target, entries.max_bytes)
+            ignored, facts = convert_program(archive, target, entries.max_bytes)
+            facts["is_quantized"] = False
         else:
             unpack_zip(archive, entries)
     path.unlink()
-    return ignored
+    return ignored, facts
 
 
 def require_space(folder: Path, nbytes: int | None, reserve: int) -> None:

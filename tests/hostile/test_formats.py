@@ -40,10 +40,6 @@ CASES = {
     "a pickle in text": (pickle.dumps(Trap(), 0), "no format"),
     "a torch.save of no state dict": (torch_zip(), "posix.system"),
     "TorchScript": (torch_zip("constants.pkl", "code/__torch__.py"), "TorchScript"),
-    "torch.export": (
-        zip_of("model/archive_format", "model/models/model.json", "model/data/weights/0"),
-        "torch.export",
-    ),
     "an old torch.export": (zip_of("serialized_exported_program.json", "version"), "torch.export"),
     "npz": (zip_of("a.npy", "b.npy"), "npz"),
     "GGUF": (b"GGUF" + struct.pack("<IQQ", 3, 123, 5) + bytes(100), "GGUF"),
