@@ -44,15 +44,16 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 class ArchiveWriter:
-    """Writes the archive of a program.
+    """Adds the entries of a program's archive.
 
     Args:
-        path: The file to make.
+        file: The file that is being made.
+        archive: The zip that is being made in it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
+    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile) -> None:
+        self._file = file
+        self._zip = archive
 
     def add(self, name: str, pieces: Iterable[bytes | memoryview], nbytes: int) -> None:
         """Add an entry.
@@ -69,13 +70,6 @@ class ArchiveWriter:
             for piece in pieces:
                 entry.write(piece)
 
-    def close(self) -> None:
-        """Add what is the same in every archive, and the directory."""
-        for name, content in FIXED.items():
-            self.add(name, [content], len(content))
-        self._zip.close()
-        self._file.close()
-
 
 def write_archive(path: Path, fill: Callable[[ArchiveWriter], None]) -> None:
     """Write the archive of a program.
@@ -84,9 +78,11 @@ def write_archive(path: Path, fill: Callable[[ArchiveWriter], None]) -> None:
         path: The file to make.
         fill: Adds the entries that differ between programs.
     """
-    writer = ArchiveWriter(path)
-    fill(writer)
-    writer.close()
+    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        writer = ArchiveWriter(file, archive)
+        fill(writer)
+        for name, content in FIXED.items():
+            writer.add(name, [content], len(content))
 
 
 def archive_bytes(sizes: Mapping[str, int]) -> int:

@@ -6,12 +6,12 @@ Follows torch/_export/serde/schema.py of torch 2.13, schema version 8.
 from typing import Any
 
 from jobs.problems import Problem
+from jobs.program_operators import check_operator
 from jobs.program_terms import (
     check_entry,
     check_expression,
     check_fqn,
     check_identifier,
-    check_operator,
     check_text,
 )
 from jobs.program_values import (

@@ -21,28 +21,15 @@ from planning.graph_values import (
     taken_by,
     tensor_of,
 )
-
-_SAME = frozenset(
-    """
-    abs alias celu clamp clamp_max clamp_min clone contiguous copy detach dropout elu erf exp gelu
-    hardshrink hardsigmoid hardswish hardtanh leaky_relu lift_fresh lift_fresh_copy log log1p mish
-    neg reciprocal relu relu6 round rsqrt selu sigmoid sign silu sin cos softplus softshrink sqrt
-    square tan tanh threshold to _to_copy
-    """.split()  # noqa: SIM905 - a list of hundred lines reads worse
+from planning.operator_kinds import (
+    BROADCAST,
+    CONVOLUTIONS,
+    NORMS,
+    POOLS,
+    REDUCTIONS,
+    SAME,
+    SHAPED,
 )
-_BROADCAST = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "rsub", "pow"})
-_POOLS = frozenset(
-    """
-    max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d
-    upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
-    """.split()  # noqa: SIM905 - a list of hundred lines reads worse
-)
-_CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "convolution": 0}
-#: BatchNorms, as they are once trained.
-NORMS = frozenset({"batch_norm", "_native_batch_norm_legit_no_training"})
-_REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "logsumexp"})
-_SHAPED = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as"})
 
 
 class Rules:
@@ -61,13 +48,13 @@ class Rules:
         self._program = program
         graph = program.graph
         known: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-            **dict.fromkeys(_SAME, self._same),
-            **dict.fromkeys(_BROADCAST, self._broadcast),
-            **dict.fromkeys(_POOLS, self._pool),
-            **dict.fromkeys(_CONVOLUTIONS, self._convolution),
+            **dict.fromkeys(SAME, self._same),
+            **dict.fromkeys(BROADCAST, self._broadcast),
+            **dict.fromkeys(POOLS, self._pool),
+            **dict.fromkeys(CONVOLUTIONS, self._convolution),
             **dict.fromkeys(NORMS, self._batch_norm),
-            **dict.fromkeys(_REDUCTIONS, self._reduction),
-            **dict.fromkeys(_SHAPED, self._reshape),
+            **dict.fromkeys(REDUCTIONS, self._reduction),
+            **dict.fromkeys(SHAPED, self._reshape),
             "linear": self._linear,
             "sym_size": self._sym_size,
             "permute": self._permute,

@@ -16,8 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from evaluation.faults import blamed_on
 from jobs.recipe import Evaluate
-from planning.coupling_rules import NORMS
 from planning.graph_values import given_of, operator_of, tensor_of
+from planning.operator_kinds import NORMS
 from programs.loading import LoadedProgram
 from programs.running import batches_of
 
