@@ -6,6 +6,7 @@ it: plain numpy in double precision over rows of every tensor, and torch for the
 Dimension key: R rows that are looked at, W values of a row.
 """
 
+import math
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -124,6 +125,8 @@ class _Comparison:
         evaluate = self.recipe.evaluate
         self._renews = "shrink" in ops and evaluate is not None and evaluate.dataset is not None
         self._scales: set[str] = set()
+        if self.kept and "shrink" not in ops:
+            raise _wrong(min(self.kept), "is said to be cut, which nothing asked for")
 
     def compare(self, name: str) -> float | None:
         """Compare a tensor; give its largest error in steps where it is int8."""
@@ -142,24 +145,27 @@ class _Comparison:
             self._refuse(name, ~np.isfinite(values).reshape(1, -1), [0], "is no number")
             return None
         expected = take(self._old.read(name), cuts) if cuts else self._old.read(name)
-        width = _width(shape)
-        if is_int8:
-            if not (self._rounds and may_change):
-                raise _wrong(name, "is int8, which nothing asked for")
-            return self._compare_int8(name, expected)
-        rows = _rows(name, expected.size // width if width else 0)
-        was = expected.reshape(-1, width)[rows] if width else expected.reshape(1, -1)
-        now = self._new.read(name).reshape(was.shape if not width else (-1, width))
-        now = now[rows] if width else now
-        is_wrong = was.view(np.uint8).reshape(*was.shape, -1) != now.view(np.uint8).reshape(
-            *now.shape, -1
-        )
-        is_wrong = is_wrong.any(axis=-1)
-        if self._prunes and may_change:
+        if not is_int8:
+            self._compare_bits(name, expected, may_be_zero=self._prunes and may_change)
+            return None
+        if not (self._rounds and may_change):
+            raise _wrong(name, "is int8, which nothing asked for")
+        return self._compare_int8(name, expected)
+
+    def _compare_bits(
+        self, name: str, expected: npt.NDArray[np.generic], *, may_be_zero: bool
+    ) -> None:
+        # What has one dimension is one row.
+        width = max(1, math.prod(expected.shape[1:]) if expected.ndim > 1 else expected.size)
+        rows = _rows(name, expected.size // width)
+        was = expected.reshape(-1, width)[rows]
+        now = self._new.read(name).reshape(-1, width)[rows]
+        bits = [side.view(np.uint8).reshape(*side.shape, side.itemsize) for side in (was, now)]
+        is_wrong = (bits[0] != bits[1]).any(axis=-1)
+        if may_be_zero:
             is_wrong &= now != 0
         self.rows += len(rows)
         self._refuse(name, is_wrong, rows, "is neither the model's value nor pruned to 0")
-        return None
 
     def refuse_strangers(self) -> None:
         """Refuse tensors that are neither the model's nor scales of them."""
@@ -222,13 +228,6 @@ def _shape(
             raise _wrong(name, f"is said to keep places of dimension {dimension} that are none")
         left[dimension] = len(places)
     return tuple(left)
-
-
-def _width(shape: tuple[int, ...]) -> int:
-    """Give how many values a row has; 0 where there are no rows."""
-    if len(shape) < 2:
-        return 0
-    return int(np.prod(shape[1:]))
 
 
 def _rows(name: str, count: int) -> list[int]:
