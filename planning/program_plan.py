@@ -125,6 +125,13 @@ def refuse_unsupported(recipe: Recipe, pointer: str = "") -> None:
             f"{pointer}/output/format",
             f"A .pt2 becomes a .pt2, not {recipe.output.format}. Leave output.format out.",
         )
+    if recipe.calibrate is not None:
+        raise _refused(
+            "step_unsupported",
+            f"{pointer}/calibrate",
+            "wanda, gptq and smooth are for transformers folders; a .pt2 is pruned by magnitude or "
+            "at random, and rounded to the nearest step. Leave calibrate and them out.",
+        )
     for index, step in enumerate(recipe.steps):
         place = f"{pointer}/steps/{index}"
         if isinstance(step, QuantizeStep):
