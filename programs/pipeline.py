@@ -67,7 +67,9 @@ def compress_program(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         require_room(artifact_folder, plan.artifact_bytes)
         file = ProgramFile(program)
+        began = time.perf_counter()
         kept = choose_channels(program, plan.shrink, file) if plan.shrink else {}
+        entries[0].seconds += time.perf_counter() - began
         treatment = Treatment(plan, file, kept, entries)
         ticker = Ticker(
             on_progress,

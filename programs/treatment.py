@@ -3,6 +3,9 @@
 Dimension key: C output channels, I inputs of one channel.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +59,8 @@ class Treatment:
         self._global: dict[int, dict[str, Mask]] = {}
         for index, step in enumerate(plan.recipe.steps):
             if isinstance(step, PruneStep) and step.scope == "global":
-                self._global[index] = self._choose_globally(index, step)
+                with _counted(entries[index]):
+                    self._global[index] = self._choose_globally(index, step)
 
     def is_changed(self, name: str) -> bool:
         """Whether a tensor is not written as it was."""
@@ -93,7 +97,8 @@ class Treatment:
             _matrix(pruned, target.matrix)[mask] = 0
             entry.zeros_after = _zeros(pruned)
             return Treated(pruned)
-        rounded = round_weight(floats, dtype)
+        with _counted(self._entries[-1]):
+            rounded = round_weight(floats, dtype)
         entry.zeros_after = _zeros(rounded.values)
         entry.squared_error += rounded.squared_error
         entry.max_error_steps = rounded.max_error_steps
@@ -123,15 +128,23 @@ class Treatment:
             step = self._plan.recipe.steps[index]
             if index >= before or not isinstance(step, PruneStep):
                 continue
-            if index in self._global:
-                new = self._global[index][target.name]
-            else:
-                new = prune_mask(np.where(mask, np.float32(0), floats), target.matrix, step)
+            with _counted(self._entries[index]):
+                if index in self._global:
+                    new = self._global[index][target.name]
+                else:
+                    new = prune_mask(np.where(mask, np.float32(0), floats), target.matrix, step)
             if before == len(self._entries):
                 self._entries[index].weights_pruned += int(new.sum())
                 self._entries[index].tensors_changed += 1
             mask |= new
         return mask
+
+
+@contextmanager
+def _counted(entry: StepEntry) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    entry.seconds += time.perf_counter() - started
 
 
 def _matrix(values: Raw, matrix: Matrix) -> Raw:

@@ -161,7 +161,7 @@ def _sizes(report: Report) -> Chart:
         ("before", report.model.bytes, "before"),
         ("after", report.artifact.bytes, "after"),
     ]
-    return _chart("Size", "Bytes of the safetensors files.", rows, human_bytes)
+    return _chart("Size", "Bytes of the weights' files.", rows, human_bytes)
 
 
 def _memory(report: Report) -> Chart:

@@ -171,7 +171,7 @@ def test_int8_digits_are_as_right_and_open_where_only_torch_is(
     path, report = compress({"op": "quantize", "scheme": scheme})
 
     assert ask_plain_torch(path) >= trained[1] - 0.005
-    assert path.stat().st_size < 0.4 * program.stat().st_size
+    assert path.stat().st_size < 0.42 * program.stat().st_size
     quality = report["quality"]
     assert quality["before"]["accuracy"] == pytest.approx(trained[1], abs=1e-6)
     assert quality["after"]["accuracy"] >= trained[1] - 0.005

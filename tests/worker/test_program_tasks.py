@@ -1,0 +1,49 @@
+"""Jobs on exported programs: real ones, in real runners and sandboxes."""
+
+import pytest
+import torch
+
+from jobs.program import open_program
+from tests.programs.conftest import MODELS, export, store
+
+W8A16 = {"op": "quantize", "scheme": "w8a16"}
+
+
+@pytest.fixture
+def program(workshop, tmp_path):
+    """Store a program as a model."""
+    torch.manual_seed(0)
+    cls, inputs = MODELS["residual"]
+    with workshop.blobs.stage() as staged:
+        store(export(cls().eval(), inputs(2)), staged / "files")
+        facts = open_program(staged / "files/model.pt2").facts()
+        workshop.blobs.publish("models", "d" * 64, staged, facts)
+    return "mdl_" + "d" * 64
+
+
+def test_a_job_makes_a_program_smaller_and_has_it_verified(workshop, program):
+    job = workshop.run(program, {"steps": [{"op": "shrink", "width": 0.5}, W8A16]})
+
+    assert job.state == "succeeded", job.failure
+    assert {file.path for file in job.artifact.files} == {"model.pt2", "manifest.json"}
+    report = workshop.blobs.report(job.id)
+    assert report["verification"]["tensors"] == 19
+    assert report["artifact"]["format"] == "pt2"
+    assert [step["op"] for step in report["steps"]] == ["shrink", "quantize"]
+    memory = report["memory"]
+    assert memory["measured_peak_bytes"] == pytest.approx(memory["predicted_peak_bytes"], rel=0.25)
+
+
+def test_without_a_sandbox_no_program_is_opened(workshop, program):
+    workshop.supervisor.runners.level = "none"
+
+    job = workshop.run(program, {"steps": [W8A16]})
+
+    assert job.failure["code"] == "sandbox_unavailable"
+
+
+def test_a_budget_below_what_torch_takes_is_refused(workshop, program):
+    job = workshop.run(program, {"steps": [W8A16], "budget": {"host_memory": "100MiB"}})
+
+    assert job.failure["code"] == "memory_budget_exceeded"
+    assert job.failure["smallest_bytes"] > 300_000_000
