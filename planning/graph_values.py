@@ -59,6 +59,32 @@ def has_known_shape(sizes: Sequence[object]) -> bool:
     return all(isinstance(size, int) for size in sizes)
 
 
+def strides_of(sizes: list[Any]) -> list[Any]:
+    """Give the strides of a contiguous value, as the schema writes sizes."""
+    strides: list[Any] = []
+    factors: list[Any] = []
+    for size in reversed(sizes):
+        strides.append(size_product(factors))
+        factors.append(size)
+    return strides[::-1]
+
+
+def size_product(factors: list[Any]) -> Any:  # noqa: ANN401 - a size of the schema
+    """Give the product of sizes, as the schema writes them."""
+    number, words, hint = 1, [], 1
+    for factor in factors:
+        if "as_int" in factor:
+            number *= factor["as_int"]
+            continue
+        words.append(factor["as_expr"]["expr_str"])
+        hint *= ((factor["as_expr"].get("hint") or {}).get("as_int")) or 1
+    if not words:
+        return {"as_int": number}
+    parts = words if number == 1 else [f"Integer({number})", *words]
+    text = parts[0] if len(parts) == 1 else f"Mul({', '.join(parts)})"
+    return {"as_expr": {"expr_str": text, "hint": {"as_int": number * hint}}}
+
+
 def _tensors(argument: Mapping[str, Any]) -> list[str]:
     [(kind, value)] = argument.items()
     if kind == "as_tensor":

@@ -13,7 +13,7 @@ from jobs.report import Skipped
 from jobs.steps import ShrinkStep
 from planning.coupling_rules import Rules
 from planning.couplings import Group
-from planning.graph_values import given_of, int_of, made_by, operator_of, tensor_of
+from planning.graph_values import given_of, int_of, made_by, operator_of, strides_of, tensor_of
 from planning.naming import module_of
 
 _PRODUCERS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "convolution"})
@@ -129,31 +129,6 @@ def shrink_document(document: Mapping[str, Any], plan: ShrinkPlan) -> dict[str, 
     for node in graph["nodes"]:
         _resize(node, sizes, graph["tensor_values"])
     return changed
-
-
-def strides_of(sizes: list[Any]) -> list[Any]:
-    """Give the strides of a contiguous value, as the schema writes sizes."""
-    strides: list[Any] = []
-    factors: list[Any] = []
-    for size in reversed(sizes):
-        strides.append(_product(factors))
-        factors.append(size)
-    return strides[::-1]
-
-
-def _product(factors: list[Any]) -> Any:  # noqa: ANN401 - a size of the schema
-    number, words, hint = 1, [], 1
-    for factor in factors:
-        if "as_int" in factor:
-            number *= factor["as_int"]
-            continue
-        words.append(factor["as_expr"]["expr_str"])
-        hint *= ((factor["as_expr"].get("hint") or {}).get("as_int")) or 1
-    if not words:
-        return {"as_int": number}
-    parts = words if number == 1 else [f"Integer({number})", *words]
-    text = parts[0] if len(parts) == 1 else f"Mul({', '.join(parts)})"
-    return {"as_expr": {"expr_str": text, "hint": {"as_int": number * hint}}}
 
 
 def _resize(

@@ -79,6 +79,10 @@ def test_activations_in_int8_too_move_the_answers_little(make_program, compress,
     found = answers(exported, inputs)
     assert float(torch.cosine_similarity(found, expected).mean()) > 0.999
     assert not torch.equal(found, expected)
+    targets = [node.target for node in exported.graph.nodes]
+    linears = sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+    # The encoder's attention has two more.
+    assert targets.count(torch.ops.aten._int_mm.default) >= linears
 
 
 def test_a_linear_with_int8_activations_gives_what_integers_give(make_program, compress):
@@ -100,6 +104,7 @@ def test_a_linear_with_int8_activations_gives_what_integers_give(make_program, c
         hidden = product * steps * scale + model.hidden.bias
         expected = model.classes(torch.nn.functional.gelu(hidden))
     assert torch.allclose(answers(exported, inputs), expected, atol=1e-5)
+    assert torch.ops.aten._int_mm.default in {node.target for node in exported.graph.nodes}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -117,6 +122,9 @@ def test_half_floats_stay_what_they_are_around_int8(make_program, compress, dtyp
         "BF16" if dtype == torch.bfloat16 else "F16"
     }
     assert max(t.max_error_steps for t in report.tensors) <= 0.5001
+    exported, _ = compress(folder, W8A8)
+    with torch.inference_mode():
+        assert torch.allclose(answers(exported, inputs).float(), model(inputs).float(), atol=0.05)
 
 
 @pytest.mark.parametrize("scope", ["tensor", "row", "global"])
