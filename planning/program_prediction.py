@@ -2,21 +2,27 @@
 
 from dataclasses import replace
 
-from jobs.steps import ShrinkStep, method_of
+from jobs.steps import PruneStep, ShrinkStep, method_of
 from planning.memory_model import Levels
 from planning.prediction import Prediction, StepPrediction
 from planning.program_plan import ProgramPlan
 from planning.working_set import WorkingSet
 
-#: torch with what torch.export.load imports.
-_LIBRARY_BYTES = 420_000_000
+#: torch with what torch.export.load imports, in a runner: 424 MB seen with a small program.
+_LIBRARY_BYTES = 425_000_000
 _LEAST_LIBRARY_BYTES = 300_000_000
-#: Of the tensors of a program that is run or verified: what a process holds.
+#: Outputs, kernels' own buffers and what the data set's reader takes, where it is run.
+_RUNNING_BYTES = 50_000_000
+#: Of the tensors of a program that is opened: what a process holds, checks included.
 _SHARE_HELD = 1.3
 #: As Python's objects, a graph takes so many times its JSON.
 _GRAPH_FACTOR = 40
-#: Of the largest tensor: as floats, rounded, and their difference.
-_TENSOR_FACTOR = 8
+#: Of the largest tensor: as floats, their magnitudes, rounded, and the difference.
+_TENSOR_FACTOR = 6
+#: Of all weights that are compared with one another.
+_GLOBAL_FACTOR = 4
+#: An int8 weight while it is used: cast, and multiplied with its scales.
+_FLOATS_AT_ONCE = 2
 
 
 def predict_program(plan: ProgramPlan, levels: Levels) -> Prediction:
@@ -27,24 +33,40 @@ def predict_program(plan: ProgramPlan, levels: Levels) -> Prediction:
         levels: What was measured where it will run.
 
     Returns:
-        The prediction. Bytes are exact; the host's peak is that of the process that opens the
-        artifact with torch, so an estimate.
+        The prediction. Bytes are exact; the host's peak is that of the process that opens or runs
+        the program with torch, or that of numpy over its largest tensor, so an estimate.
     """
-    held = plan.program.facts()["tensor_bytes"]
-    graph = sum(len(text) for text in plan.texts.values())
-    largest = max((one.spec.nbytes for one in plan.written), default=0)
-    working = _TENSOR_FACTOR * largest + _GRAPH_FACTOR * graph
-    opened = _LIBRARY_BYTES + round(_SHARE_HELD * held) + _GRAPH_FACTOR * graph
+    tensors = plan.program.tensors.values()
+    held = sum(tensor.spec.nbytes for tensor in tensors)
+    graph = _GRAPH_FACTOR * sum(len(text) for text in plan.texts.values())
+    largest = max((tensor.spec.nbytes for tensor in tensors), default=0)
+    working = _TENSOR_FACTOR * largest + _GLOBAL_FACTOR * _compared_bytes(plan) + graph
+    opened = _LIBRARY_BYTES + round(_SHARE_HELD * held) + graph
+    if plan.recipe.evaluate is not None:
+        opened += _RUNNING_BYTES + _FLOATS_AT_ONCE * _largest_rounded_bytes(plan)
     peak = max(levels.idle_bytes + working, opened)
     return Prediction(
         steps=tuple(_steps(plan, peak)),
         artifact_bytes=plan.artifact_bytes,
         host_peak_bytes=peak,
         device_peak_bytes=None,
-        least_host_bytes=_LEAST_LIBRARY_BYTES + min(held, plan.artifact_bytes),
+        least_host_bytes=_LEAST_LIBRARY_BYTES + held,
         least_device_bytes=None,
         buffers=WorkingSet(1, largest, {"tensor": working}, {}),
     )
+
+
+def _compared_bytes(plan: ProgramPlan) -> int:
+    """Give the bytes of the weights that a step with scope global compares; 0 without one."""
+    steps = plan.recipe.steps
+    wanted = {i for i, s in enumerate(steps) if isinstance(s, PruneStep) and s.scope == "global"}
+    targets = plan.selection.targets.values()
+    return sum(t.matrix.tensor.nbytes for t in targets if not wanted.isdisjoint(t.prune_steps))
+
+
+def _largest_rounded_bytes(plan: ProgramPlan) -> int:
+    targets = plan.selection.targets.values()
+    return max((t.matrix.tensor.nbytes for t in targets if t.scheme is not None), default=0)
 
 
 def _steps(plan: ProgramPlan, peak: int) -> list[StepPrediction]:
