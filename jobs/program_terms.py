@@ -22,10 +22,10 @@ _TEXT = re.compile(r"[A-Za-z0-9_,.> -]{0,200}")
 _FUNCTIONS = frozenset(
     """
     Symbol Integer Add Mul Max Min Mod PythonMod FloorDiv CleanDiv CeilDiv IntTrueDiv
-    FloorToInt CeilToInt TruncToInt RoundToInt ToFloat Equality Unequality Eq Ne Ge Gt Le Lt
+    FloorToInt CeilToInt TruncToInt RoundToInt ToFloat Equality Eq Ne Ge Gt Le Lt
     GreaterThan LessThan StrictGreaterThan StrictLessThan And Or Not
     """.split()  # noqa: SIM905 - a list reads worse
-)
+) | {"Unequality"}  # codespell:ignore
 _ASSUMPTIONS = frozenset({"positive", "integer", "nonnegative", "nonzero", "real", "zero"})
 
 

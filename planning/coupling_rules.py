@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.program import Program
-from planning.couplings import Couplings, Slot
+from planning.couplings import Couplings, Slot, merging
 from planning.graph_values import (
     given_of,
-    has_known_shape,
     int_of,
     ints_of,
     made_by,
@@ -20,6 +19,7 @@ from planning.graph_values import (
     shape_of,
     taken_by,
     tensor_of,
+    tokens_of,
 )
 from planning.operator_kinds import (
     BROADCAST,
@@ -41,6 +41,8 @@ class Rules:
     Attributes:
         couplings: What was found.
     """
+
+    couplings: Couplings
 
     def __init__(self, program: Program) -> None:
         self.couplings = Couplings()
@@ -71,9 +73,11 @@ class Rules:
         module = self._program.document["graph_module"]
         for spec in module["signature"]["input_specs"]:
             if "user_input" in spec:
-                self._freeze(_name(spec["user_input"]["arg"]), "It is an input of the program")
+                self._freeze(tensor_of(spec["user_input"], "arg"), "It is an input of the program")
         for argument in self._program.graph["outputs"]:
-            self._freeze(_name(argument), "It is an output of the program")
+            self._freeze(
+                tensor_of({"output": argument}, "output"), "It is an output of the program"
+            )
         for name, source in self._program.sources.items():
             if not self._program.is_whole(source):
                 self._freeze(name, "It shares its bytes, or they do not lie one behind the other")
@@ -233,35 +237,14 @@ class Rules:
         made, taken = made_by(node), taken_by(node)
         if len(made) != 1 or len(taken) != 1:
             return False
-        before, after = (
-            [_token(size) for size in self._values[name]["sizes"]] for name in (taken[0], made[0])
-        )
-        place = 0
-        while place < min(len(before), len(after)) and before[place] == after[place]:
+        before, after = (tokens_of(self._values, name) for name in (taken[0], made[0]))
+        staying, repeat = merging(before, after)
+        for place in range(staying):
             self._link((taken[0], place), (made[0], place))
-            place += 1
-        rest, merged = before[place:], after[place:]
-        if not rest and not merged:
-            return True
-        is_merged = len(merged) == 1 and len(rest) > 1
-        if not is_merged or not has_known_shape(rest) or not has_known_shape(merged):
-            for name, start in ((taken[0], place), (made[0], place)):
-                for dimension in range(start, self._rank(name)):
+        if repeat is not None:
+            self._link((taken[0], staying), (made[0], staying), repeat)
+        for name, first in ((taken[0], staying + (repeat is not None)), (made[0], staying)):
+            if name == taken[0] or repeat is None:
+                for dimension in range(first, self._rank(name)):
                     self._freeze_slot((name, dimension), "It is regrouped")
-            return True
-        repeat = 1
-        for size in rest[1:]:
-            repeat *= size
-        self._link((taken[0], place), (made[0], place), repeat)
-        for dimension in range(place + 1, len(before)):
-            self._freeze_slot((taken[0], dimension), "It is merged with channels")
         return True
-
-
-def _token(size: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a number or an expression
-    return size["as_int"] if "as_int" in size else size["as_expr"]["expr_str"]
-
-
-def _name(argument: Mapping[str, Any]) -> str | None:
-    found: str | None = argument.get("as_tensor", {}).get("name")
-    return found

@@ -5,6 +5,8 @@ the next weight, and, where a residual adds two branches, the same in each of th
 graph; `planning.coupling_rules` does, and says here what it finds.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 #: A dimension of a value in the graph: the value's name and the dimension.
@@ -25,6 +27,27 @@ class Group:
     channels: int
     slots: dict[Slot, int] = field(default_factory=dict)
     frozen: str | None = None
+
+
+def merging(before: Sequence[int | str], after: Sequence[int | str]) -> tuple[int, int | None]:
+    """Tell what a change of shape does to dimensions.
+
+    Args:
+        before: The sizes; those that vary as expressions.
+        after: The sizes afterwards, of the same values in the same order.
+
+    Returns:
+        How many first dimensions stay as they are; and, where all others are merged into one, how
+        many of its places belong to one of the first of them, or None where they are not.
+    """
+    staying = 0
+    while staying < min(len(before), len(after)) and before[staying] == after[staying]:
+        staying += 1
+    merged = [size for size in before[staying:] if isinstance(size, int)]
+    is_known = len(merged) == len(before) - staying and isinstance(after[-1], int)
+    if len(merged) < 2 or len(after) != staying + 1 or not is_known:
+        return staying, None
+    return staying, math.prod(merged[1:])
 
 
 class Couplings:

@@ -22,9 +22,12 @@ class GraphBuilder:
         nodes: The nodes so far.
     """
 
+    values: dict[str, Meta]
+    nodes: list[dict[str, Any]]
+
     def __init__(self, graph: dict[str, Any]) -> None:
-        self.values: dict[str, Meta] = graph["tensor_values"]
-        self.nodes: list[dict[str, Any]] = []
+        self.values = graph["tensor_values"]
+        self.nodes = []
         named = {node["name"] for node in graph["nodes"] if node["name"]}
         self._names = set(self.values) | named
 

@@ -1,6 +1,6 @@
 """What a node of a program's graph takes and makes, and what is known of a value's shape."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 _PREFIX = "torch.ops.aten."
@@ -54,9 +54,10 @@ def shape_of(values: Mapping[str, Any], name: str) -> list[int]:
     return [size.get("as_int", -1) for size in values[name]["sizes"]]
 
 
-def has_known_shape(sizes: Sequence[object]) -> bool:
-    """Whether all sizes are numbers."""
-    return all(isinstance(size, int) for size in sizes)
+def tokens_of(values: Mapping[str, Any], name: str) -> list[int | str]:
+    """Give the shape of a value, sizes that vary as their expressions."""
+    sizes = values[name]["sizes"]
+    return [size["as_int"] if "as_int" in size else size["as_expr"]["expr_str"] for size in sizes]
 
 
 def strides_of(sizes: list[Any]) -> list[Any]:

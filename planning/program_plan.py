@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.problems import Detail, Problem
 from jobs.program import Program
 from jobs.program_archive import (
     CONSTANTS,
@@ -22,6 +21,7 @@ from jobs.report import Skipped
 from jobs.safetensors_header import TensorSpec
 from jobs.steps import QuantizeStep, ShrinkStep
 from planning.graph_values import strides_of
+from planning.program_limits import refuse_unsupported
 from planning.program_rounding import round_document, scale_name, shape_of_scale
 from planning.program_weights import find_program_weights
 from planning.selection import Selection, Target, choose
@@ -72,7 +72,8 @@ class ProgramPlan:
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Every tensor that a step could have changed, with the reason."""
-        return (*(self.shrink.skipped if self.shrink else ()), *self.selection.skipped)
+        shrinking = self.shrink.skipped if self.shrink else ()
+        return (*shrinking, *self.selection.skipped)
 
 
 def make_program_plan(program: Program, recipe: Recipe, pointer: str = "") -> ProgramPlan:
@@ -108,57 +109,6 @@ def make_program_plan(program: Program, recipe: Recipe, pointer: str = "") -> Pr
     sizes = {one.entry: _entry_bytes(program, one) for one in written}
     sizes |= {name: len(text) for name, text in texts.items()}
     return ProgramPlan(program, recipe, shrink, selection, written, texts, archive_bytes(sizes))
-
-
-def refuse_unsupported(recipe: Recipe, pointer: str = "") -> None:
-    """Refuse what is done to checkpoints and not to programs.
-
-    Args:
-        recipe: What is asked for.
-        pointer: Where the recipe stands in the request.
-
-    Raises:
-        Problem: `step_unsupported` or `output_unsupported`.
-    """
-    if recipe.output.format != "auto":
-        raise _refused(
-            "output_unsupported",
-            f"{pointer}/output/format",
-            f"A .pt2 becomes a .pt2, not {recipe.output.format}. Leave output.format out.",
-        )
-    if recipe.calibrate is not None:
-        raise _refused(
-            "step_unsupported",
-            f"{pointer}/calibrate",
-            "wanda, gptq and smooth are for transformers folders; a .pt2 is pruned by magnitude or "
-            "at random, and rounded to the nearest step. Leave calibrate and them out.",
-        )
-    for index, step in enumerate(recipe.steps):
-        place = f"{pointer}/steps/{index}"
-        if isinstance(step, QuantizeStep):
-            for name in ("group_size", "embeddings", "target_bytes", "max_relative_rmse"):
-                if getattr(step, name):
-                    raise _refused(
-                        "step_unsupported",
-                        f"{place}/{name}",
-                        f"{name} is for checkpoints; weights of a .pt2 have a scale per output "
-                        "channel. Leave it out.",
-                    )
-        elif isinstance(step, ShrinkStep):
-            if index:
-                raise _refused(
-                    "step_unsupported", place, "A .pt2 is shrunk once; leave one shrink step."
-                )
-            if step.importance != "magnitude":
-                raise _refused(
-                    "step_unsupported",
-                    f"{place}/importance",
-                    f"Channels of a .pt2 are chosen by magnitude, not by {step.importance}.",
-                )
-
-
-def _refused(code: str, pointer: str, detail: str) -> Problem:
-    return Problem(code, detail, errors=[Detail(pointer, code, detail)])
 
 
 def _scale_shape(target: Target) -> tuple[int, ...]:

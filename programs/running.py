@@ -97,8 +97,8 @@ def batches_of(described: Program, dataset: Path | None, wanted: Evaluate) -> It
         if not isinstance(rows, dict):
             raise Problem(
                 "invalid_dataset",
-                f"The data set holds text; the program takes tensors: {list(described.inputs)}. "
-                "Send them by name in .npz or safetensors.",
+                "The data set holds text or images; the program takes tensors: "
+                f"{list(described.inputs)}. Send them by name in .npz or safetensors.",
             )
         yield _batch(described, rows)
 

@@ -48,10 +48,12 @@ class Treatment:
         tensors: What became of each tensor that changed, by its name.
     """
 
+    tensors: dict[str, TensorEntry]
+
     def __init__(
         self, plan: ProgramPlan, file: ProgramFile, kept: Kept, entries: list[StepEntry]
     ) -> None:
-        self.tensors: dict[str, TensorEntry] = {}
+        self.tensors = {}
         self._plan = plan
         self._file = file
         self._kept = kept

@@ -1,0 +1,55 @@
+"""What is done to checkpoints and not to programs, refused by its place in the recipe."""
+
+from collections.abc import Iterator
+
+from jobs.problems import Detail, Problem
+from jobs.recipe import Recipe
+from jobs.steps import QuantizeStep, ShrinkStep
+
+#: Of a quantize step.
+_FOR_CHECKPOINTS = ("group_size", "embeddings", "target_bytes", "max_relative_rmse")
+_SCALES = "Weights of a .pt2 have a scale for each output channel. Leave it out."
+_CALIBRATED = (
+    "wanda, gptq and smooth are for transformers folders; a .pt2 is pruned by magnitude or at "
+    "random, and rounded to the nearest step. Leave calibrate and them out."
+)
+
+
+def refuse_unsupported(recipe: Recipe, pointer: str = "") -> None:
+    """Refuse what is done to checkpoints and not to programs.
+
+    Args:
+        recipe: What is asked for.
+        pointer: Where the recipe stands in the request.
+
+    Raises:
+        Problem: `step_unsupported` or `output_unsupported`.
+    """
+    if recipe.output.format != "auto":
+        detail = f"A .pt2 becomes a .pt2, not {recipe.output.format}. Leave output.format out."
+        errors = [Detail(f"{pointer}/output/format", "output_unsupported", detail)]
+        raise Problem("output_unsupported", detail, errors=errors)
+    errors = [
+        Detail(pointer + place, "step_unsupported", detail) for place, detail in _faults(recipe)
+    ]
+    if errors:
+        raise Problem("step_unsupported", " ".join(e.detail for e in errors), errors=errors)
+
+
+def _faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.calibrate is not None:
+        yield "/calibrate", _CALIBRATED
+    for index, step in enumerate(recipe.steps):
+        place = f"/steps/{index}"
+        if isinstance(step, QuantizeStep):
+            for name in _FOR_CHECKPOINTS:
+                if getattr(step, name):
+                    yield f"{place}/{name}", f"{name} is for checkpoints. {_SCALES}"
+        elif isinstance(step, ShrinkStep):
+            if index:
+                yield place, "A .pt2 is shrunk once; leave one shrink step."
+            if step.importance != "magnitude":
+                yield (
+                    f"{place}/importance",
+                    f"Channels of a .pt2 are chosen by magnitude, not by {step.importance}.",
+                )
