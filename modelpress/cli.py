@@ -117,7 +117,7 @@ def run(
 ) -> None:
     """Upload MODEL, compress it, download the artifact and print the report.
 
-    MODEL is a .safetensors file, a folder with such files, a .tar or .zip of one, or the id
+    MODEL is a .safetensors file, a folder with such files, a .tar or .zip of one, a .pt2, or the id
     (mdl_...) of an uploaded model.
     """
     with session.client() as client:
