@@ -20,12 +20,12 @@ from jobs.recipe import Recipe
 from jobs.report import Skipped
 from jobs.safetensors_header import TensorSpec
 from jobs.steps import QuantizeStep, ShrinkStep
+from planning.channels import ShrinkPlan, plan_shrink, shrink_document
 from planning.graph_values import strides_of
 from planning.program_limits import refuse_unsupported
 from planning.program_rounding import round_document, scale_name, shape_of_scale
 from planning.program_weights import find_program_weights
 from planning.selection import Selection, Target, choose
-from planning.shrinking import ShrinkPlan, plan_shrink, shrink_document
 
 _CODES = {name: code for code, name in DTYPES.items()}
 

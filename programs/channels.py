@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.program import Program
-from planning.shrinking import Cut, Shrinkage, ShrinkPlan
+from planning.channels import Cut, Shrinkage, ShrinkPlan
 from programs.values import ProgramFile, Raw
 
 #: Which places of each dimension of a tensor stay.

@@ -7,7 +7,7 @@ from torch import nn
 from jobs.problems import Problem
 from jobs.program import open_program
 from jobs.steps import ShrinkStep
-from planning.shrinking import plan_shrink
+from planning.channels import plan_shrink
 from tests.programs.conftest import export, store
 
 
