@@ -127,7 +127,7 @@ def _rows_of(values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def _group_rows_of(grid: Grid, values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Do the same with a value of each group, [O, G] to [I, O]; one of a channel takes no memory."""
+    """Do the same with values of groups, [O, G] to [I, O]; one of a channel takes no memory."""
     if values.shape[1] == 1:
         return values.T.expand(len(order), -1)
     return _rows_of(grid.spread(values), order)
