@@ -8,13 +8,16 @@ _LOAD_PY = (
 )
 
 
-def loaders_of(targets: list[Target], output_format: str, *, has_config: bool) -> dict[str, Loader]:
+def loaders_of(
+    targets: list[Target], output_format: str, *, has_config: bool, is_shrunk: bool = False
+) -> dict[str, Loader]:
     """Say what opens the artifact.
 
     Args:
         targets: What the job changed.
         output_format: ``compressed-tensors`` or ``safetensors``.
         has_config: Whether the artifact is a transformers folder.
+        is_shrunk: Whether its tensors are smaller than the model's.
 
     Returns:
         A verdict for ``transformers``, ``vllm`` and ``plain_torch``.
@@ -38,7 +41,9 @@ def loaders_of(targets: list[Target], output_format: str, *, has_config: bool) -
     if not schemes:
         plain = Loader(
             ok=True,
-            note="Dense tensors of the same names, shapes and dtypes; zeros save no memory.",
+            note="A smaller model of the same class: config.json has the sizes."
+            if is_shrunk
+            else "Dense tensors of the same names, shapes and dtypes; zeros save no memory.",
         )
         missing = Loader(ok=False, note="There is no config.json.")
         return {
