@@ -6,6 +6,11 @@ from planning.selection import Target
 _LOAD_PY = (
     "load.py in the artifact gives a state dict of float tensors; needs torch and safetensors."
 )
+_VLLM_SHRUNK = Loader(
+    ok=True,
+    note="A smaller model of the same class; where heads were left out, its code for that class "
+    "must take head_dim from the config, as it does for Llama.",
+)
 
 
 def loaders_of(
@@ -48,7 +53,7 @@ def loaders_of(
         missing = Loader(ok=False, note="There is no config.json.")
         return {
             "transformers": plain if has_config else missing,
-            "vllm": plain if has_config else missing,
+            "vllm": _VLLM_SHRUNK if is_shrunk else plain if has_config else missing,
             "plain_torch": plain,
         }
     reason = (

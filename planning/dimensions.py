@@ -163,12 +163,12 @@ def _size(layers: Layers, number: int, module: str, axis: int) -> int:
 def _find_stranger(layers: Layers, modules: tuple[str, ...], beside: tuple[str, ...]) -> str | None:
     """Find a tensor near those that are cut of which nothing is known."""
     known = {f"{module}.{role}" for module in modules for role in ("weight", "bias")}
-    near = {f"{module}." for module in modules}
-    near |= {f"{module.rpartition('.')[0]}." for module in modules if "." in module}
+    parents = {module.rpartition(".")[0] for module in modules} - {""}
+    near = tuple(f"{name}." for name in (*modules, *parents))
     for layer in layers.tensors:
         for rest, tensor in layer.items():
             is_known = rest in known or rest.rpartition(".")[0] in beside or "rotary_emb" in rest
-            if rest.startswith(tuple(near)) and not is_known:
+            if rest.startswith(near) and not is_known:
                 return tensor.name
     return None
 

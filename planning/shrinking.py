@@ -50,7 +50,7 @@ def shrink(checkpoint: Checkpoint, recipe: Recipe, pointer: str = "") -> Shrinka
         detail = f"The shrink step would change no tensor. {told}"
         errors = [Detail(f"{pointer}/steps/0", "nothing_changed", detail)]
         raise Problem("nothing_changed", detail, errors=errors)
-    names = _new_names(checkpoint, depth)
+    names = _new_names(checkpoint, stacks, depth)
     groups, cuts = _cut(sizes, depth, names)
     edits = sizes.edits | depth.edits
     counts = {layers.path: len(layers.tensors) for layers in stacks}
@@ -94,17 +94,19 @@ def _unsupported(detail: str, pointer: str) -> Problem:
     return Problem("shrink_unsupported", detail, errors=errors)
 
 
-def _new_names(checkpoint: Checkpoint, depth: Depth) -> dict[str, str]:
+def _new_names(checkpoint: Checkpoint, stacks: tuple[Layers, ...], depth: Depth) -> dict[str, str]:
     """Give the names of the tensors that are kept, and what they are called then."""
-    names = {}
-    for name in checkpoint.tensors:
-        path = next((path for path in depth.kept if name.startswith(f"{path}.")), None)
-        if path is None:
-            names[name] = name
+    names = {name: name for name in checkpoint.tensors}
+    for layers in stacks:
+        if layers.path not in depth.kept:
             continue
-        number, dot, rest = name.removeprefix(f"{path}.").partition(".")
-        if number.isdigit() and int(number) in depth.kept[path]:
-            names[name] = f"{path}.{depth.kept[path].index(int(number))}{dot}{rest}"
+        numbers = {number: new for new, number in enumerate(depth.kept[layers.path])}
+        for number, tensors in enumerate(layers.tensors):
+            for rest, tensor in tensors.items():
+                if number in numbers:
+                    names[tensor.name] = f"{layers.path}.{numbers[number]}.{rest}"
+                else:
+                    del names[tensor.name]
     return names
 
 
@@ -115,9 +117,8 @@ def _cut(
     cuts = {}
     for dimension, kept in sizes.chosen:
         path = dimension.layers.path
-        for number, pieces in enumerate(dimension.pieces):
-            if number not in depth.kept.get(path, (number,)):
-                continue
+        for number in depth.kept.get(path, range(len(dimension.pieces))):
+            pieces = dimension.pieces[number]
             name = f"{path}.{number}.{dimension.block}"
             group = Group(name, dimension.unit, dimension.count, kept)
             groups.append(group)

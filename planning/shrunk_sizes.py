@@ -127,13 +127,12 @@ def _excluded(dimension: Dimension, step: ShrinkStep) -> str | None:
         for number in range(len(dimension.pieces))
         for module in dimension.modules
     ]
-    taken = [name for name in names if _is_selected(name, step)]
-    if not taken:
+    left = [name for name in names if not _is_selected(name, step)]
+    if not left:
+        return None
+    if len(left) == len(names):
         return "The patterns of the recipe leave them alone."
-    if len(taken) < len(names):
-        left = next(name for name in names if name not in set(taken))
-        return f"Every layer has the same number, and the patterns of the recipe leave out {left}."
-    return None
+    return f"Every layer has the same number, and the patterns of the recipe leave out {left[0]}."
 
 
 def _is_selected(name: str, step: ShrinkStep) -> bool:

@@ -101,7 +101,7 @@ def find_layers(checkpoint: Checkpoint, family: Family, stack: Stack) -> Layers 
     Raises:
         Problem: `invalid_checkpoint`: a layer is missing, or there are two such stacks.
     """
-    pattern = re.compile(rf"((?:.*\.)?{re.escape(stack.path)})\.(\d+)\.(.+)")
+    pattern = re.compile(rf"((?:.*\.)?{re.escape(stack.path)})\.(0|[1-9][0-9]*)\.(.+)")
     found: dict[int, dict[str, TensorSpec]] = {}
     paths = set()
     for name, tensor in checkpoint.tensors.items():

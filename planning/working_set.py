@@ -24,8 +24,8 @@ SCRATCH_BYTES = 3 * RUN * 4
 PLANES_BYTES = 2 * 8 * 512 * 4
 #: What the prune steps of a tensor write to in turn, each from what the last one left.
 PRUNED = ("pruned", "pruned again")
-#: What is read of a tensor at a time to take its kept columns from it, or to sum its squares; in
-#: planning.memory_model a budget cannot make it less.
+#: What is read of a tensor at a time to take kept columns from it, or to sum its squares: always as
+#: much, because sums depend on where they are cut.
 CUT_BYTES = 256 * 1024
 #: Magnitudes of 16-bit floats have 15 bits; longer ones are counted by their upper 16 first.
 NARROW_BINS = 2**15
