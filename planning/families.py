@@ -75,7 +75,7 @@ _BART = (
 #: The first whose model types and names of modules fit.
 FAMILIES = (
     _family("llama", channels=_GATED, heads=_heads(fills_hidden=True)),
-    _family("mistral", "gemma", "granite", "olmo", channels=_GATED, heads=_heads()),
+    _family("mistral", "gemma", "granite", "olmo", "cohere", channels=_GATED, heads=_heads()),
     _family("qwen2", channels=_GATED, heads=_heads(), ordered_by=(_SLIDING,)),
     _family("qwen3", channels=_GATED, heads=_heads(beside=_NORMS), ordered_by=(_SLIDING,)),
     _family(
@@ -107,9 +107,20 @@ FAMILIES = (
         ordered_by=(("scale_attn_by_inverse_layer_idx", None),),
     ),
     _family(
-        *("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet"),
+        *("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "deberta-v2"),
         channels=_BERT,
         path="encoder.layer",
+    ),
+    _family(
+        "modernbert",
+        channels=Channels("intermediate_size", (("mlp.Wi",),), "mlp.Wo", fused=2),
+        ordered_by=((None, "layer_types"),),
+    ),
+    _family(
+        "gptj",
+        channels=_mlp("mlp.fc_in", "mlp.fc_out", "n_inner"),
+        path="h",
+        count_keys=("n_layer",),
     ),
     _family(
         "distilbert",
@@ -118,11 +129,18 @@ FAMILIES = (
         count_keys=("n_layers",),
     ),
     # The names in files of before, and those that transformers 5 has in memory.
-    _family("vit", channels=_mlp("intermediate.dense", "output.dense"), path="encoder.layer"),
-    _family("vit", channels=_mlp("mlp.fc1", "mlp.fc2")),
+    _family(
+        "vit", "deit", channels=_mlp("intermediate.dense", "output.dense"), path="encoder.layer"
+    ),
+    _family("vit", "deit", channels=_mlp("mlp.fc1", "mlp.fc2")),
+    Family(
+        frozenset({"esm"}),
+        (Stack("encoder.layer", _BERT, _DERIVED, _COUNT),),
+        layers_stay="Its contact head has weights for the heads of every layer.",
+    ),
     Family(frozenset({"t5", "mt5"}), _T5),
     Family(
-        frozenset({"whisper", "bart"}),
+        frozenset({"whisper", "bart", "mbart", "marian"}),
         _BART,
         layers_stay="Its generation_config.json may name layers by their numbers.",
     ),
