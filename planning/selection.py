@@ -8,8 +8,9 @@ from jobs.problems import Problem
 from jobs.recipe import Recipe
 from jobs.report import Skipped
 from jobs.safetensors_header import DTYPE_BYTES
-from jobs.steps import PruneStep, QuantizeStep
+from jobs.steps import PruneStep, QuantizeStep, ShrinkStep
 from planning.candidates import Candidate, find_candidates
+from planning.cuts import Cut, Shrinkage
 from planning.groups import find_units, leave_split_groups, refuse_float_merges
 from planning.matrices import Matrix, pruned_count
 from planning.module_kinds import ModuleKinds
@@ -32,6 +33,7 @@ class Target:
         groups: How many consecutive inputs each N:M step prunes together.
         whole_channels: Whether some step needs to know all inputs of a channel.
         is_calibrated: Whether data decide what it becomes.
+        cut: How it is cut from a tensor of the model; None where it is one.
     """
 
     matrix: Matrix
@@ -44,6 +46,7 @@ class Target:
     groups: tuple[int, ...]
     whole_channels: bool
     is_calibrated: bool = False
+    cut: Cut | None = None
 
     @property
     def name(self) -> str:
@@ -92,6 +95,7 @@ def select(
     recipe: Recipe,
     output_format: str,
     keep_float: Mapping[str, str] | None = None,
+    shrinkage: Shrinkage | None = None,
 ) -> Selection:
     """Decide what every step does to every tensor.
 
@@ -102,6 +106,7 @@ def select(
         output_format: ``compressed-tensors``, which takes quantized Linears only, or
             ``safetensors``.
         keep_float: Tensors that the quantize step leaves alone, with the reason.
+        shrinkage: How the checkpoint comes from the model, where the recipe shrinks.
 
     Returns:
         The decision.
@@ -111,12 +116,15 @@ def select(
             `output_unsupported`: transformers could not open the artifact.
     """
     candidates = find_candidates(checkpoint, kinds)
-    skipped: list[Skipped] = []
+    skipped = list(shrinkage.skipped) if shrinkage else []
+    cuts = shrinkage.cuts if shrinkage else {}
     pruned: dict[str, list[int]] = {}
     rounding: QuantizeStep | None = None
     quantized: set[str] = set()
     units: tuple[tuple[str, ...], ...] = ()
     for index, step in enumerate(recipe.steps):
+        if isinstance(step, ShrinkStep):
+            continue
         reasons = {c.weight.name: reason_against(c, step, output_format) for c in candidates}
         if isinstance(step, QuantizeStep):
             rounding = step
@@ -141,22 +149,20 @@ def select(
             tuple(pruned.get(matrix.tensor.name, ())),
             rounding if matrix.tensor.name in quantized else None,
             recipe,
+            cuts.get(matrix.tensor.name),
         )
         for candidate in candidates
         for matrix in candidate.matrices
-        if matrix.tensor.name in quantized or matrix.tensor.name in pruned
+        if any(matrix.tensor.name in changed for changed in (quantized, pruned, cuts))
     }
-    return Selection(_in_order(targets, checkpoint), tuple(skipped), units)
-
-
-def _in_order(targets: dict[str, Target], checkpoint: Checkpoint) -> dict[str, Target]:
-    if not targets:
+    if not targets and shrinkage is None:
         raise Problem(
             "nothing_changed",
             "Every sparsity of the recipe rounds to no weight at all in every selected tensor.",
         )
     order = {name: place for place, name in enumerate(checkpoint.tensors)}
-    return dict(sorted(targets.items(), key=lambda item: order[item[0]]))
+    in_order = dict(sorted(targets.items(), key=lambda item: order[item[0]]))
+    return Selection(in_order, tuple(skipped), units)
 
 
 def _target(
@@ -165,6 +171,7 @@ def _target(
     prune_steps: tuple[int, ...],
     rounding: QuantizeStep | None,
     recipe: Recipe,
+    cut: Cut | None,
 ) -> Target:
     steps = [step for i in prune_steps if isinstance(step := recipe.steps[i], PruneStep)]
     is_embedding = candidate.kind == "Embedding"
@@ -180,6 +187,7 @@ def _target(
         whole_channels=rounding is not None or _looks_at_rows(prune_steps, recipe),
         is_calibrated=any(step.is_calibrated for step in steps)
         or (rounding is not None and rounding.method == "gptq" and candidate.is_watched),
+        cut=cut,
     )
 
 

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from jobs.levels import read_levels
 from jobs.problems import Problem
-from jobs.steps import PruneStep, QuantizeStep
+from jobs.steps import PruneStep, QuantizeStep, ShrinkStep
 from jobs.store import IDEMPOTENCY_SECONDS
 from service.contract import Answer, Operation, declare, json_answer
 from service.documents import Capabilities, Health, Limits
@@ -54,6 +54,7 @@ def show_capabilities() -> Response:
         formats_in=_FORMATS_IN,
         formats_out=_FORMATS_OUT,
         steps={
+            "shrink": ShrinkStep.model_json_schema(),
             "prune": PruneStep.model_json_schema(),
             "quantize": QuantizeStep.model_json_schema(),
         },

@@ -44,7 +44,7 @@ class _Answer(BaseModel):
 class PlannedStep(_Answer):
     """What one step will cost."""
 
-    op: Literal["prune", "quantize"]
+    op: Literal["shrink", "prune", "quantize"]
     method: str = Field(description="`magnitude`, `random`, or the scheme of a quantize step.")
     tensors_changed: int
     bytes_read: int = Field(
