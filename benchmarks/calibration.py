@@ -97,6 +97,7 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1500, help="of the training; default 1500")
     parser.add_argument("--size", choices=SIZES, default="1.1B", help="of the large model")
     parser.add_argument("--rows", type=int, default=16, help="that it is taken through; default 16")
+    parser.add_argument("--no-peer", action="store_true", help="leave llm-compressor out")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the markers")
     return parser.parse_args()
 
@@ -118,17 +119,17 @@ def _compare_quality(
         client.download(job.id, artifact)
         ours = judge.judge(artifact)
         shutil.rmtree(artifact)
-        theirs = _judge_peer(judge, model, artifact, name, rows)
+        theirs = _judge_peer(judge, artifact, arguments, name, rows)
         yield name, *(f"{value:.5f}" for value in ours), *theirs
         print(name, ours, theirs, flush=True)
 
 
 def _judge_peer(
-    judge: Judge, model: Path, artifact: Path, name: str, rows: Path
+    judge: Judge, artifact: Path, arguments: argparse.Namespace, name: str, rows: Path
 ) -> tuple[str, str]:
-    command = _peer_command(model, artifact, name, rows)
+    command = _peer_command(judge.model, artifact, name, rows, arguments)
     if command is None:
-        return "not installed", ""
+        return "not run", ""
     try:
         watch([*map(str, command)], lambda: None)
         return tuple(f"{value:.5f}" for value in judge.judge(artifact))  # type: ignore[return-value]
@@ -164,9 +165,9 @@ def _compare_memory(
             f"{predicted / 1e6:,.0f}",
         )
         print(name, seconds, peak, predicted, flush=True)
-        command = _peer_command(model, folder / "output", name, rows)
+        command = _peer_command(model, folder / "output", name, rows, arguments)
         if command is None:
-            yield name, _PEER, "not installed", "", ""
+            yield name, _PEER, "not run", "", ""
             continue
         try:
             watched = watch([*map(str, command)], lambda: None)
@@ -180,8 +181,10 @@ def _compare_memory(
         shutil.rmtree(folder / "output", ignore_errors=True)
 
 
-def _peer_command(model: Path, output: Path, name: str, rows: Path) -> list[Path | str] | None:
-    python = python_of("llmcompressor")
+def _peer_command(
+    model: Path, output: Path, name: str, rows: Path, arguments: argparse.Namespace
+) -> list[Path | str] | None:
+    python = None if arguments.no_peer else python_of("llmcompressor")
     script = "benchmarks.peers.calibrated"
     return None if python is None else [python, "-m", script, model, output, name, rows]
 

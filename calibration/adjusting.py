@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from calibration.gptq import choose_steps
+from calibration.gptq import Compensation, choose_steps
 from calibration.grids import Grid
 from calibration.observation import hessians, input_norms
 from calibration.smoothing_blocks import smooth
@@ -113,10 +113,11 @@ class Adjuster:
         while found:
             # Each is as large as a layer, and is let go when it has been used.
             names, hessian = found.pop()
+            compensation = Compensation.of(hessian)
             for name in names:
                 weight = self._matrix(name, modules[name])
                 grid = Grid.of(weight, self.targets[name].group_size)
-                rounding = choose_steps(grid, hessian)
+                rounding = choose_steps(grid, compensation)
                 weight.copy_(grid.floats(rounding.steps))
                 nearest = rounding.squared_error_of_nearest
                 self.error_ratios[name] = rounding.squared_error / nearest if nearest else 1.0

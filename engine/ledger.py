@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jobs.checkpoint import Checkpoint
 from jobs.report import StepReport
-from jobs.steps import PruneStep, Step, method_of
+from jobs.steps import PruneStep, QuantizeStep, Step, method_of
 from planning.matrices import Matrix, pruned_count
 from planning.plan import Plan
 
@@ -20,6 +21,7 @@ class StepEntry:
         bytes_written: Bytes of the artifact, for the last step.
         tensors_changed: How many tensors it changed.
         weights_pruned: Weights that it set to zero.
+        weights_removed: Weights that it left out.
     """
 
     seconds: float = 0.0
@@ -27,6 +29,7 @@ class StepEntry:
     bytes_written: int = 0
     tensors_changed: int = 0
     weights_pruned: int = 0
+    weights_removed: int = 0
 
     def report(self, step: Step) -> StepReport:
         """Give the step's part of the report."""
@@ -38,6 +41,7 @@ class StepEntry:
             bytes_written=self.bytes_written,
             tensors_changed=self.tensors_changed,
             weights_pruned=self.weights_pruned,
+            weights_removed=self.weights_removed,
         )
 
 
@@ -78,11 +82,18 @@ def count_planned(plan: Plan, entries: Sequence[StepEntry]) -> None:
             pruned = [target for target in targets if index in target.prune_steps]
             entries[index].weights_pruned = _pruned(step, [target.matrix for target in pruned])
             entries[index].tensors_changed = len(pruned)
-        else:
+        elif isinstance(step, QuantizeStep):
             entries[index].tensors_changed = sum(target.scheme is not None for target in targets)
+        else:
+            entries[index].tensors_changed = sum(target.cut is not None for target in targets)
+            entries[index].weights_removed = _elements(plan.model) - _elements(plan.checkpoint)
     for shard in plan.shards:
         entries[-1].bytes_read += shard.source.header.data_bytes
         entries[-1].bytes_written += shard.nbytes
+
+
+def _elements(checkpoint: Checkpoint) -> int:
+    return sum(tensor.elements for _, tensor in checkpoint.walk())
 
 
 def _pruned(step: PruneStep, matrices: Sequence[Matrix]) -> int:

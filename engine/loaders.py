@@ -6,15 +6,23 @@ from planning.selection import Target
 _LOAD_PY = (
     "load.py in the artifact gives a state dict of float tensors; needs torch and safetensors."
 )
+_VLLM_SHRUNK = Loader(
+    ok=True,
+    note="A smaller model of the same class; where heads were left out, its code for that class "
+    "must take head_dim from the config, as it does for Llama.",
+)
 
 
-def loaders_of(targets: list[Target], output_format: str, *, has_config: bool) -> dict[str, Loader]:
+def loaders_of(
+    targets: list[Target], output_format: str, *, has_config: bool, is_shrunk: bool = False
+) -> dict[str, Loader]:
     """Say what opens the artifact.
 
     Args:
         targets: What the job changed.
         output_format: ``compressed-tensors`` or ``safetensors``.
         has_config: Whether the artifact is a transformers folder.
+        is_shrunk: Whether its tensors are smaller than the model's.
 
     Returns:
         A verdict for ``transformers``, ``vllm`` and ``plain_torch``.
@@ -38,12 +46,14 @@ def loaders_of(targets: list[Target], output_format: str, *, has_config: bool) -
     if not schemes:
         plain = Loader(
             ok=True,
-            note="Dense tensors of the same names, shapes and dtypes; zeros save no memory.",
+            note="A smaller model of the same class: config.json has the sizes."
+            if is_shrunk
+            else "Dense tensors of the same names, shapes and dtypes; zeros save no memory.",
         )
         missing = Loader(ok=False, note="There is no config.json.")
         return {
             "transformers": plain if has_config else missing,
-            "vllm": plain if has_config else missing,
+            "vllm": _VLLM_SHRUNK if is_shrunk else plain if has_config else missing,
             "plain_torch": plain,
         }
     reason = (

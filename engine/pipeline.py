@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from engine.cut_reading import Kept
+from engine.importance import choose_kept
 from engine.inspection import find_module_kinds
 from engine.journal import Journal, fingerprint_of
 from engine.ledger import StepEntry, count_planned
@@ -26,6 +28,7 @@ from planning.memory_model import Levels
 from planning.module_kinds import ModuleKinds
 from planning.plan import Plan, make_plan
 from planning.prediction import predict, refuse_overruns
+from planning.shrinking import shrink
 from planning.working_set import CHUNK_BYTES, MOST_THREADS
 
 __all__ = ["Progress", "compress"]
@@ -45,7 +48,7 @@ def compress(
     writes_back: bool = False,
     calibrated: Path | None = None,
 ) -> Report:
-    """Prune and quantize a checkpoint, writing the artifact as it goes.
+    """Shrink, prune and quantize a checkpoint, writing the artifact as it goes.
 
     Like a copy it does not wait for the disk; whoever needs the artifact to be there after a loss
     of power syncs its files, and says `writes_back`.
@@ -92,8 +95,10 @@ def compress(
         )
         prediction = predict(plan, levels, chunk_bytes)
         refuse_overruns(prediction, recipe.budget)
-        job = _fingerprint(plan, prediction.buffers.chunk_bytes, calibrated)
-        files = Source(plan.checkpoint, calibrated)
+        # Always anew: what an attempt before has written counts only for those that this one keeps.
+        kept = choose_kept(plan, prediction.buffers, entries, on_progress)
+        job = _fingerprint(plan, prediction.buffers.chunk_bytes, calibrated, kept)
+        files = Source(plan.model, calibrated, plan.shrinkage, kept)
         with files as source, Journal(journal, job, artifact_folder) as book:
             errors = rehearse(plan, prediction, source, book, entries, on_progress)
             settled = settle_plan(plan, kinds, prediction, errors)
@@ -110,21 +115,23 @@ def compress(
     seconds = time.perf_counter() - started
     memory = (meter, pressed.device_memory, inspected)
     counted = (entries, pressed.tensors, book.reached)
-    return build_report(settled, prediction, counted, memory, seconds)
+    return build_report(settled, prediction, counted, kept, memory, seconds)
 
 
 def _plan(
     model_folder: Path, recipe: Recipe, on_progress: Callable[[Progress], None]
 ) -> tuple[Plan, ModuleKinds | None]:
     ticker = Ticker(on_progress, Progress("inspect", 1, len(recipe.steps), 0, 1, "tensors"))
-    checkpoint = open_checkpoint(model_folder)
+    model = open_checkpoint(model_folder)
+    shrinkage = shrink(model, recipe)
+    checkpoint = shrinkage.checkpoint if shrinkage else model
     kinds = find_module_kinds(checkpoint)
-    plan = make_plan(checkpoint, kinds, recipe)
+    plan = make_plan(checkpoint, kinds, recipe, shrinkage=shrinkage)
     ticker.advance(1)
     return plan, kinds
 
 
-def _fingerprint(plan: Plan, chunk_bytes: int, calibrated: Path | None) -> str:
+def _fingerprint(plan: Plan, chunk_bytes: int, calibrated: Path | None, kept: Kept) -> str:
     """Tell the job from others by all that decides which tasks it has and what they write."""
 
     def parts() -> Iterator[object]:
@@ -135,6 +142,8 @@ def _fingerprint(plan: Plan, chunk_bytes: int, calibrated: Path | None) -> str:
             yield from shard.placements
         for file in calibrated_files(calibrated):
             yield file.path.name, file.path.stat().st_mtime_ns, file.kind, file.tensors
+        for name, units in kept.items():
+            yield name, units.tobytes()
 
     return fingerprint_of(parts())
 

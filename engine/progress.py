@@ -11,7 +11,8 @@ class Progress:
     """How far a job is.
 
     Attributes:
-        phase: ``inspect``, ``measure`` (finding thresholds across tensors), ``compress`` or, in a
+        phase: ``inspect``, ``score`` (choosing what a shrink step keeps), ``measure`` (finding
+            thresholds across tensors), ``compress`` or, in a
             process of its own, ``verify``.
         step: Which step of the recipe, counted from 1; the last one while all are applied.
         steps: How many steps the recipe has.

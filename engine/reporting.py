@@ -4,10 +4,12 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
+from engine.cut_reading import Kept
 from engine.journal import Record
 from engine.ledger import StepEntry, TensorEntry
 from engine.loaders import loaders_of
 from engine.memory import MemoryMeter
+from jobs.ranges import ranges_text
 from jobs.recipe import Recipe
 from jobs.report import (
     ArtifactFacts,
@@ -20,8 +22,11 @@ from jobs.report import (
     TensorReport,
     TensorState,
 )
+from jobs.shrunk import Kept as KeptReport
+from jobs.shrunk import Shrunk
 from planning.aims import Settled
 from planning.architectures import table_version
+from planning.cuts import Shrinkage
 from planning.layout import Placement
 from planning.prediction import Prediction
 
@@ -30,6 +35,7 @@ def build_report(
     settled: Settled,
     prediction: Prediction,
     counted: tuple[Sequence[StepEntry], Mapping[str, TensorEntry], Record | None],
+    kept: Kept,
     memory: tuple[MemoryMeter, DeviceMemory | None, int | None],
     seconds: float,
 ) -> Report:
@@ -39,6 +45,7 @@ def build_report(
         settled: What was done.
         prediction: What it was to cost.
         counted: What was counted, by step and by tensor, and what of that an attempt before did.
+        kept: Which heads and channels were kept, where some were left out.
         memory: What was measured of the host's memory and of the device's, and the resident peak
             of the process that looked at the model's modules.
         seconds: How long it took.
@@ -48,8 +55,8 @@ def build_report(
     """
     steps, tensors, reached = counted
     plan = settled.plan
-    checkpoint, shards, recipe = plan.checkpoint, plan.shards, plan.recipe
-    model_bytes = sum(s.source.header.data_start + s.source.header.data_bytes for s in shards)
+    checkpoint, shards, recipe = plan.model, plan.shards, plan.recipe
+    model_bytes = plan.model_bytes
     artifact_bytes = sum(shard.nbytes for shard in shards)
     facts = checkpoint.facts()
     reports = tuple(
@@ -75,15 +82,38 @@ def build_report(
         steps=tuple(e.report(step) for e, step in zip(steps, recipe.steps, strict=True)),
         tensors=reports,
         skipped=plan.selection.skipped,
+        shrunk=_shrunk(plan.shrinkage, kept) if plan.shrinkage else None,
         sensitivity=settled.sensitivity,
         loaders=loaders_of(
             list(plan.selection.targets.values()),
             plan.output_format,
             has_config=checkpoint.config is not None,
+            is_shrunk=plan.shrinkage is not None,
         ),
         speed=Speed(total_seconds=seconds, input_bytes_per_second=model_bytes / max(seconds, 1e-9)),
         resumed=Resumed(bytes_skipped=reached.bytes_read) if reached else None,
         versions=_versions(has_config=checkpoint.config is not None, inspection=memory[2]),
+    )
+
+
+def _shrunk(shrinkage: Shrinkage, kept: Kept) -> Shrunk:
+    chosen = [
+        KeptReport(
+            name=group.name,
+            unit=group.unit,
+            count=group.count,
+            kept=ranges_text(kept[group.name].tolist()),
+        )
+        for group in shrinkage.groups
+    ]
+    chosen += [
+        KeptReport(name=path, unit="layers", count=count, kept=ranges_text(numbers))
+        for path, (count, numbers) in shrinkage.layers.items()
+    ]
+    return Shrunk(
+        kept=tuple(chosen),
+        config=dict(shrinkage.edits),
+        parameters=sum(tensor.elements for _, tensor in shrinkage.checkpoint.walk()),
     )
 
 
@@ -134,14 +164,18 @@ def _device_memory(measured: DeviceMemory, recipe: Recipe, prediction: Predictio
 
 
 def _tensor(placement: Placement, entry: TensorEntry) -> TensorReport:
-    source = placement.source
-    is_quantized = placement.target is not None and placement.target.scheme is not None
+    source, target = placement.source, placement.target
+    is_quantized = target is not None and target.scheme is not None
+    whole = target.cut.source if target is not None and target.cut is not None else None
     elements = max(1, source.elements)
     return TensorReport(
         name=source.name,
         shape=source.shape,
+        shape_before=whole.shape if whole else None,
         before=TensorState(
-            dtype=source.dtype, bytes=source.nbytes, sparsity=entry.zeros_before / elements
+            dtype=source.dtype,
+            bytes=(whole or source).nbytes,
+            sparsity=entry.zeros_before / elements,
         ),
         after=TensorState(
             dtype=placement.outputs["weight"].dtype,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from zlib import crc32
 
 import numpy as np
@@ -69,6 +69,29 @@ def choose_places(name: str, rows: int, columns: int, tensors: int) -> list[Plac
 def _draw(seed: str, limit: int) -> int:
     # Spread well enough, and numpy's generators would map a megabyte more of its code.
     return crc32(seed.encode()) % limit
+
+
+class Reads(Protocol):
+    """Gives parts of tensors."""
+
+    def read(
+        self, tensor: TensorSpec, first: int, count: int, dtype: npt.DTypeLike
+    ) -> npt.NDArray[Any]:
+        """Read consecutive elements of a tensor; see `TensorFiles.read`."""
+        ...
+
+    def read_floats(self, tensor: TensorSpec, first: int, count: int) -> Values:
+        """Read consecutive values of a tensor; see `TensorFiles.read_floats`."""
+        ...
+
+
+def floats_of(files: Reads, tensor: TensorSpec, first: int, count: int) -> Values:
+    """Read consecutive values of a tensor; see `TensorFiles.read_floats`."""
+    if tensor.dtype == "BF16":
+        patterns = files.read(tensor, first, count, np.uint16).astype(np.uint32) << 16
+        return patterns.view(np.float32).astype(np.float64)
+    kind = {"F16": np.float16, "F32": np.float32}[tensor.dtype]
+    return files.read(tensor, first, count, kind).astype(np.float64)
 
 
 class TensorFiles:
@@ -136,8 +159,4 @@ class TensorFiles:
         Returns:
             The values, exact.
         """
-        if tensor.dtype == "BF16":
-            patterns = self.read(tensor, first, count, np.uint16).astype(np.uint32) << 16
-            return patterns.view(np.float32).astype(np.float64)
-        kind = {"F16": np.float16, "F32": np.float32}[tensor.dtype]
-        return self.read(tensor, first, count, kind).astype(np.float64)
+        return floats_of(self, tensor, first, count)

@@ -1,6 +1,7 @@
 """The model's files, open for reading chunk by chunk."""
 
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -11,12 +12,14 @@ import numpy as np
 from engine import float_kernels
 from engine.chunks import Chunk, file_position
 from engine.compilation import Bits, Bytes
+from engine.cut_reading import CutReader, Kept, read_into
 from engine.rankings import MAGNITUDE
 from engine.workbench import Workbench
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
 from jobs.safetensors_header import Header
 from planning.calibrated_files import CHOSEN, calibrated_files
+from planning.cuts import Cut, Shrinkage
 from planning.extents import Extent
 from planning.selection import Target
 
@@ -32,11 +35,21 @@ class Source:
     Args:
         checkpoint: The model.
         calibrated: Where a calibration wrote what data decided about; None without one.
+        shrinkage: What its tensors become before they are read; None leaves them as they are.
+        kept: Which heads and channels are kept then.
     """
 
-    def __init__(self, checkpoint: Checkpoint, calibrated: Path | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        calibrated: Path | None = None,
+        shrinkage: Shrinkage | None = None,
+        kept: Kept | None = None,
+    ) -> None:
         self._checkpoint = checkpoint
         self._calibrated = calibrated
+        self._sources = shrinkage.sources if shrinkage else {}
+        self._cuts = CutReader(kept or {})
         self._places: dict[str, tuple[int, int]] = {}
         self._chosen: dict[str, tuple[int, int]] = {}
         self._stack = ExitStack()
@@ -48,6 +61,9 @@ class Source:
         for file in calibrated_files(self._calibrated):
             places = self._chosen if file.kind == CHOSEN else self._places
             self._open(file.path, file.header, places)
+        if self._sources:
+            named = self._sources.items()
+            self._places = {name: self._places[source.name] for name, source in named}
         return self
 
     def _open(self, path: Path, header: Header, places: dict[str, tuple[int, int]]) -> None:
@@ -65,7 +81,7 @@ class Source:
         self._stack.close()
 
     def copy_to(self, memory: Bytes, tensor: str, first: int) -> None:
-        """Fill memory with consecutive bytes of a tensor.
+        """Fill memory with consecutive bytes of a tensor that is not cut.
 
         Args:
             memory: Where they go.
@@ -76,7 +92,7 @@ class Source:
             Problem: `invalid_checkpoint`: the file ended early.
         """
         file, start = self._places[tensor]
-        _read_into(file, memory, start + first)
+        read_into(file, memory, start + first)
 
     def read(self, target: Target, extent: Extent, chunk: Chunk, bench: Workbench) -> Bits:
         """Read a chunk.
@@ -95,7 +111,10 @@ class Source:
                 infinity in the chunk; `invalid_checkpoint`: the file ended early.
         """
         bits: Bits = bench.take("read", (chunk.rows, chunk.width), _PATTERNS[target.itemsize])
-        _read_chunk(self._places[target.name], extent, chunk, bits)
+        if target.cut is None:
+            _read_chunk(self._places[target.name], extent, chunk, bits)
+        else:
+            self._read_cut(target.cut, target.name, extent, chunk, bits, bench)
         self._refuse_non_finite(target, extent, chunk, bits)
         return bits
 
@@ -114,6 +133,13 @@ class Source:
         _read_chunk(self._chosen[target.name], extent, chunk, memory)
         self._refuse_non_finite(target, extent, chunk, memory)
 
+    def _read_cut(
+        self, cut: Cut, name: str, extent: Extent, chunk: Chunk, bits: Bits, bench: Workbench
+    ) -> None:
+        file, start = self._places[name]
+        for first, run in _runs(chunk, extent, bits):
+            self._cuts.fill(run, cut, file, start, first, bench)
+
     def _refuse_non_finite(self, target: Target, extent: Extent, chunk: Chunk, bits: Bits) -> None:
         tensor = target.matrix.tensor
         mask, infinity = MAGNITUDE[target.itemsize], _INFINITY[tensor.dtype]
@@ -129,20 +155,14 @@ class Source:
         )
 
 
+def _runs(chunk: Chunk, extent: Extent, bits: Bits) -> Iterator[tuple[int, Bits]]:
+    """Yield where values lie that are neighbours in the file, and the memory that they go to."""
+    first = file_position(chunk, extent)
+    for i, run in enumerate([bits.reshape(-1)] if chunk.is_run else bits):
+        yield first + i * extent.file_columns, run
+
+
 def _read_chunk(place: tuple[int, int], extent: Extent, chunk: Chunk, bits: Bits) -> None:
     file, start = place
-    first = start + file_position(chunk, extent) * bits.itemsize
-    if chunk.is_run:
-        _read_into(file, bits, first)
-        return
-    for i, row in enumerate(bits):
-        _read_into(file, row, first + i * extent.file_columns * bits.itemsize)
-
-
-def _read_into(file: int, values: Bits | Bytes, offset: int) -> None:
-    view = values.reshape(-1).view(np.uint8).data
-    while view.nbytes:
-        got = os.preadv(file, [view], offset)
-        if got == 0:
-            raise Problem("invalid_checkpoint", f"A file ended at byte {offset}, inside a tensor.")
-        view, offset = view[got:], offset + got
+    for first, run in _runs(chunk, extent, bits):
+        read_into(file, run, start + first * bits.itemsize)

@@ -8,25 +8,24 @@ Dimension key: W values of a row that are looked at in one place.
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.memory import own_peak_bytes
 from engine.progress import Progress, Ticker
-from engine.samples import Place, TensorFiles, Values, choose_places
+from engine.references import References
+from engine.samples import Place, Reads, TensorFiles, Values, choose_places
 from engine.verified_files import check_files, open_artifact
 from engine.verified_forms import Claims, Form, bits_of, find_forms, wrong
-from jobs.checkpoint import Checkpoint, open_checkpoint
+from jobs.checkpoint import open_checkpoint
 from jobs.recipe import Recipe
 from jobs.report import Verification
 from jobs.safetensors_header import TensorSpec
-from planning.calibrated_files import SMOOTHED, calibrated_files
+from jobs.shrunk import Shrunk
+from planning.shrinking import shrink
 
 #: Half a step, and what a float32 quotient of up to 128 steps can be off.
 _MAX_ERROR_STEPS = 0.5 + 128 * 2.0**-24
@@ -34,8 +33,6 @@ _STEPS = 127.5
 #: A scale may be so much larger than the largest weight needs: scales whose 128 steps would
 #: overflow the dtype are raised by a quarter, and then rounded up to 8 bits.
 _SLACK = 1.25 * (1 + 2.0**-7)
-#: Smoothing moves factors up to this power of two.
-_MOST_POWER = 12
 #: The least scale of a dtype, which may be more than a weight needs.
 _LEAST_SCALE = {"BF16": 2.0**-126, "F16": 2.0**-24, "F32": 2.0**-126}
 
@@ -45,6 +42,7 @@ def verify(
     artifact_folder: Path,
     recipe: Recipe,
     claims: Claims,
+    shrunk: Shrunk | None = None,
     *,
     on_progress: Callable[[Progress], None],
     calibrated: Path | None = None,
@@ -56,6 +54,7 @@ def verify(
         artifact_folder: The artifact, without its manifest.
         recipe: What was to be done.
         claims: What its report says to have been done.
+        shrunk: What its report says to have been left out.
         on_progress: Told how far it is.
         calibrated: Where a calibration wrote what data decided about; None without one. Steps that
             gptq chose are compared with what it chose, pruned weights with the model's own, and
@@ -65,20 +64,24 @@ def verify(
         What was looked at. Every tensor of the model is in the artifact, as itself or as int8, and
         nothing else is. In the sampled rows int8 values lie within half a step of the weights, and
         a step is no larger than the row's largest weight asks for, where all of the row or group
-        was looked at; pruned weights are 0, and all others have the bits they had.
+        was looked at; pruned weights are 0, and all others have the bits they had. Where heads,
+        channels or layers were left out, all of that holds of what is left.
 
     Raises:
         Problem: `invalid_artifact`, with the tensor and the row where they are known.
     """
     started = time.perf_counter()
     model, artifact = open_checkpoint(model_folder), open_artifact(artifact_folder)
-    forms = find_forms(model.tensors, artifact.tensors, recipe, claims)
-    check_files(model, artifact, forms, recipe)
+    shrinkage = shrink(model, recipe)
+    left = shrinkage.checkpoint if shrinkage else model
+    forms = find_forms(left.tensors, artifact.tensors, recipe, claims)
+    check_files(left, artifact, forms, recipe)
     steps = len(recipe.steps)
     ticker = Ticker(on_progress, Progress("verify", steps, steps, 0, len(forms), "tensors"))
     rows, errors = 0, []
-    references = _References(model, calibrated, recipe)
+    references = References(model, calibrated, recipe, shrinkage, shrunk)
     with references, TensorFiles(artifact) as after:
+        references.check_shrinking(artifact)
         for form in forms:
             places = choose_places(form.source.name, form.rows, form.columns, len(forms))
             references.check_smoothing(form, places)
@@ -98,56 +101,12 @@ def verify(
     )
 
 
-class _References:
-    """What tensors of the artifact are compared with; a context that closes the files."""
-
-    def __init__(self, model: Checkpoint, calibrated: Path | None, recipe: Recipe) -> None:
-        files = list(calibrated_files(calibrated))
-        smoothed = [file for file in files if file.kind == SMOOTHED]
-        self._smoothed = {tensor.name for file in smoothed for tensor in file.tensors}
-        self._chooses_steps = recipe.rounding is not None and recipe.rounding.method == "gptq"
-        self._model = TensorFiles(model)
-        self._floats = TensorFiles(model, smoothed)
-        self._chosen = TensorFiles(model, files)
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        for files in (self._model, self._floats, self._chosen):
-            self._stack.enter_context(files)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
-    def of(self, form: Form) -> TensorFiles:
-        """Give where the floats are that a tensor of the artifact was made from."""
-        is_chosen = self._chooses_steps and form.scale is not None
-        return self._chosen if is_chosen else self._floats
-
-    def check_smoothing(self, form: Form, places: list[Place]) -> None:
-        """Check that what smoothing changed is the model's own, times powers of two."""
-        if form.source.name not in self._smoothed:
-            return
-        for place in places:
-            part = place.row * form.columns + place.start, place.stop - place.start
-            own, own_power = np.frexp(self._model.read_floats(form.source, *part))
-            new, new_power = np.frexp(self._floats.read_floats(form.source, *part))
-            if not np.array_equal(own, new) or np.abs(new_power - own_power).max() > _MOST_POWER:
-                what = "is no power of two times the model's value"
-                raise wrong(form.source.name, what, place.row)
-
-
 @dataclass(frozen=True)
 class _Comparison:
     """One tensor, before and after."""
 
     form: Form
-    before: TensorFiles
+    before: Reads
     after: TensorFiles
 
     def check_bits(self, places: list[Place]) -> None:

@@ -18,12 +18,13 @@ from planning.matrices import WEIGHT_DTYPES
 
 
 class Claim(NamedTuple):
-    """What a report says of a tensor that the job changed."""
+    """What a report says of a tensor that the job changed, `is_pruned` only where it may be."""
 
     dtype: str
     nbytes: int
     shape: tuple[int, ...]
     is_quantized: bool
+    is_pruned: bool = True
 
 
 Claims = Mapping[str, Claim]
@@ -86,6 +87,8 @@ def claims_of(report: Report) -> Claims:
             tensor.after.bytes,
             tensor.shape,
             tensor.max_error_steps is not None,
+            # What is no more than cut is in the report too.
+            tensor.shape_before is None or tensor.after.sparsity != tensor.before.sparsity,
         )
         for tensor in report.tensors
     }
@@ -118,7 +121,8 @@ def find_forms(
     forms = []
     for source in model.values():
         claim = claims.get(source.name)
-        form = _find(source, artifact, may_be_pruned=is_pruning and claim is not None)
+        may_be_pruned = is_pruning and claim is not None and claim.is_pruned
+        form = _find(source, artifact, may_be_pruned=may_be_pruned)
         _check_quantized(form, quantize)
         _check_claim(form, claim)
         forms.append(form)
@@ -212,7 +216,10 @@ def _check_claim(form: Form, claim: Claim | None) -> None:
             raise wrong(form.source.name, "is quantized, and the report does not say so")
         return
     nbytes = sum(spec.nbytes for spec in form.outputs)
-    found = Claim(form.weight.dtype, nbytes, form.source.shape, form.scale is not None)
+    is_quantized = form.scale is not None
+    found = Claim(
+        form.weight.dtype, nbytes, form.source.shape, is_quantized, is_pruned=claim.is_pruned
+    )
     if found != claim:
         raise wrong(
             form.source.name,

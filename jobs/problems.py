@@ -93,6 +93,7 @@ CATALOGUE: dict[str, Kind] = {
     "target_unreachable": Kind(422, "The artifact cannot be as small as target_bytes"),
     "already_quantized": Kind(422, "The model is already quantized"),
     "non_finite_weight": Kind(422, "A weight holds a NaN or an infinity"),
+    "shrink_unsupported": Kind(422, "The model cannot be shrunk"),
     "unknown_architecture": Kind(422, "The installed transformers does not know this architecture"),
     "output_unsupported": Kind(422, "The output format cannot hold this model"),
     "gate_failed": Kind(422, "The result does not pass the gate"),

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ByteSize, Field, ValidationError, model_va
 
 from jobs.problems import Detail, Problem
 from jobs.recipe_text import load_document
-from jobs.steps import OPS, QuantizeStep, Step, Strict
+from jobs.steps import OPS, QuantizeStep, ShrinkStep, Step, Strict
 
 #: To be raised with every change after which some model and recipe give an artifact of other bytes.
 ENGINE_VERSION = 1
@@ -146,9 +146,8 @@ class Recipe(Strict):
             raise ValueError("a recipe has at most one quantize step")
         if quantizations and quantizations[0] != len(self.steps) - 1:
             raise ValueError("quantize is the last step: prune first, then quantize")
-        ops = [step.op for step in self.steps]
-        if ops != sorted(ops, key=lambda op: op != "shrink"):
-            raise ValueError("shrink comes before prune and quantize")
+        if any(step.op == "shrink" for step in self.steps[1:]):
+            raise ValueError("a recipe has at most one shrink step, and it is the first step")
         return self
 
     @model_validator(mode="after")
@@ -171,6 +170,11 @@ class Recipe(Strict):
             raise ValueError(
                 "no step needs the calibrate section: prune with method wanda, or quantize with "
                 "method gptq or smooth, does"
+            )
+        if calibrated and self.shrink_step is not None:
+            raise ValueError(
+                f"step {calibrated[0] + 1} looks at the model as it came: shrink in a job before "
+                "this one, and give its artifact as the model"
             )
         prunes = [i for i, step in enumerate(self.steps) if step.op == "prune"]
         if len([i for i in calibrated if i in prunes]) > 1:
@@ -200,6 +204,12 @@ class Recipe(Strict):
         """The quantize step; None without one."""
         last = self.steps[-1]
         return last if isinstance(last, QuantizeStep) else None
+
+    @property
+    def shrink_step(self) -> ShrinkStep | None:
+        """The step that makes tensors smaller before all others; None without one."""
+        first = self.steps[0]
+        return first if isinstance(first, ShrinkStep) else None
 
     @property
     def aimed_step(self) -> QuantizeStep | None:

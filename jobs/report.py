@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.quality import Calibration, Quality
+from jobs.shrunk import Shrunk
 
 Bytes = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -98,6 +99,7 @@ class StepReport(_Value):
     bytes_written: Bytes
     tensors_changed: Count
     weights_pruned: Count = Field(description="Weights that this step set to zero; 0 for quantize.")
+    weights_removed: Count = Field(0, description="Weights that a shrink step left out.")
 
 
 class TensorState(_Value):
@@ -111,15 +113,18 @@ class TensorState(_Value):
 
 
 class TensorReport(_Value):
-    """One tensor that the job changed."""
+    """One tensor that the job changed.
+
+    Of one that shrink cut, `before` is all of it, and sparsities and errors are of what is kept.
+    """
 
     name: str
     shape: tuple[int, ...]
+    shape_before: tuple[int, ...] | None = Field(
+        None, description="Before shrink cut it; None where its shape is the model's."
+    )
     before: TensorState
     after: TensorState
-    shape_after: tuple[int, ...] | None = Field(
-        None, description="Where channels of it were removed."
-    )
     relative_rmse: float = Field(
         description="Root mean square of the difference over that of the weight, after all steps."
     )
@@ -195,6 +200,7 @@ class Report(_Value):
     steps: tuple[StepReport, ...]
     tensors: tuple[TensorReport, ...]
     skipped: tuple[Skipped, ...]
+    shrunk: Shrunk | None = Field(None, description="None where the recipe does not shrink.")
     sensitivity: tuple[Sensitivity, ...] = Field(
         (),
         description="Every weight that could be quantized, those first that gain most by the byte "

@@ -89,27 +89,43 @@ class PruneStep(Strict):
 
 
 class ShrinkStep(Strict):
-    """Remove heads and channels, so that weights become smaller."""
+    """Remove whole attention heads, MLP channels and layers, so that tensors become smaller."""
 
     op: Literal["shrink"]
-    width: float = Field(gt=0, lt=1, description="Fraction of heads and channels that is kept.")
-    round_to: int = Field(1, ge=1, le=256, description="Kept channels are a multiple of this.")
-    importance: Literal["magnitude", "activation", "taylor"] = Field(
-        "magnitude", description="What decides which channels are kept."
+    width: float | None = Field(
+        None, gt=0, lt=1, description="Fraction of heads and channels that is kept."
+    )
+    layers: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Fraction of layers that is kept: the first ones and the last. Default: all.",
+    )
+    round_to: int = Field(
+        1, ge=1, le=256, description="Kept channels are a multiple of this, rounded up."
+    )
+    importance: Literal["magnitude"] = Field(
+        "magnitude", description="What decides: the weights that a head or channel passes through."
     )
     include: tuple[Pattern, ...] | None = Field(
         None,
         min_length=1,
         max_length=1000,
-        description="fnmatch patterns on module names. Default: every channel that can go.",
+        description="fnmatch patterns on module names. Default: attention and MLP of every layer.",
     )
     exclude: tuple[Pattern, ...] = Field(
         (), max_length=1000, description="fnmatch patterns on module names, applied last."
     )
 
+    @model_validator(mode="after")
+    def _says_what(self) -> "ShrinkStep":
+        if self.width is None and self.layers is None:
+            raise ValueError("width is needed, for example 0.75; or layers")
+        return self
+
     @property
     def is_calibrated(self) -> bool:
-        """Whether data decide which channels stay, in a runner of its own."""
+        """Whether data decide what it keeps; not so far."""
         return False
 
 
@@ -195,15 +211,18 @@ class QuantizeStep(Strict):
 
 Step = Annotated[ShrinkStep | PruneStep | QuantizeStep, Field(discriminator="op")]
 
-
-def method_of(step: Step) -> str:
-    """Give how a step does what it does, as reports call it."""
-    if isinstance(step, PruneStep):
-        return step.method
-    return step.scheme if isinstance(step, QuantizeStep) else step.importance
-
-
 #: What `op` may say.
 OPS: tuple[str, ...] = tuple(
     get_args(step.model_fields["op"].annotation)[0] for step in get_args(get_args(Step)[0])
 )
+
+
+def method_of(step: ShrinkStep | PruneStep | QuantizeStep) -> str:
+    """Give what of a step names its method: plans and reports show it beside the op."""
+    match step:
+        case ShrinkStep():
+            return step.importance
+        case PruneStep():
+            return step.method
+        case QuantizeStep():
+            return step.scheme

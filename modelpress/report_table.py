@@ -25,9 +25,9 @@ def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group
         all_tensors: Whether to list each changed tensor rather than those that lost most.
 
     Returns:
-        What rich can print: the sizes, the memory, what was verified, what data decided, how the
-        model answers before and after, the steps, the tensors with the largest error first, those
-        that gain most as floats, what was skipped, and the loaders.
+        What rich can print: the sizes, the memory, what was left out, what was verified, what data
+        decided, how the model answers before and after, the steps, the tensors with the largest
+        error first, those that gain most as floats, what was skipped, and the loaders.
     """
     tables: list[Table] = []
     if report.get("quality"):
@@ -43,14 +43,20 @@ def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group
     if report.get("loaders"):
         tables.append(_loaders(report["loaders"]))
     spaced: list[RenderableType] = [Padding(table, (1, 0, 0, 0), expand=False) for table in tables]
+    return Group(*_lines(report), *spaced)
+
+
+def _lines(report: dict[str, Any]) -> list[Text]:
     lines = [_headline(report), _memory(report.get("memory") or {})]
+    if report.get("shrunk"):
+        lines.append(_shrunk(report["shrunk"], report.get("model") or {}))
     if report.get("verification"):
         lines.append(_verification(report["verification"]))
     if report.get("calibration"):
         lines.append(_calibration(report["calibration"]))
     if report.get("quality"):
         lines.append(_agreement(report["quality"]))
-    return Group(*lines, *spaced)
+    return lines
 
 
 def _headline(report: dict[str, Any]) -> Text:
@@ -75,6 +81,12 @@ def _memory(memory: dict[str, Any]) -> Text:
     ]
     known = [f"{name} {format_bytes(value)}" for name, value in facts if value is not None]
     return Text("memory: " + (", ".join(known) or "not measured"))
+
+
+def _shrunk(shrunk: dict[str, Any], model: dict[str, Any]) -> Text:
+    before, after = _count(model.get("parameters")), _count(shrunk.get("parameters"))
+    sizes = ", ".join(f"{key} {value}" for key, value in (shrunk.get("config") or {}).items())
+    return Text(printable(f"shrunk: {before} -> {after} parameters; {sizes}"))
 
 
 def _verification(found: dict[str, Any]) -> Text:

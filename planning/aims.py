@@ -54,7 +54,7 @@ def settle(plan: Plan, kinds: ModuleKinds | None, errors: Mapping[str, float]) -
             float is a weight that transformers merges with others.
     """
     kept = _above_limit(plan, errors)
-    settled = make_plan(plan.checkpoint, kinds, plan.recipe, kept) if kept else plan
+    settled = make_plan(plan.checkpoint, kinds, plan.recipe, kept, plan.shrinkage) if kept else plan
     refuse_target(settled)
     settled = _fill(settled, kinds, kept, errors)
     return Settled(settled, _rank(plan, settled, errors))
@@ -182,7 +182,7 @@ def _keep(
     """
     saved = _saved_bytes(plan)
     reasons = {**kept, **dict.fromkeys(names, "It stays float to meet target_bytes.")}
-    made = make_plan(plan.checkpoint, kinds, plan.recipe, reasons)
+    made = make_plan(plan.checkpoint, kinds, plan.recipe, reasons, plan.shrinkage)
     added = made.artifact_bytes - plan.artifact_bytes - sum(saved[name] for name in names)
     return made, math.ceil(added / len(names))
 

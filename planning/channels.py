@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from fractions import Fraction
 from typing import Any
 
 from jobs.problems import Problem
@@ -15,6 +14,7 @@ from planning.coupling_rules import Rules
 from planning.couplings import Group
 from planning.graph_values import given_of, int_of, made_by, operator_of, strides_of, tensor_of
 from planning.naming import module_of
+from planning.shrunk_sizes import kept_count
 
 _PRODUCERS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "convolution"})
 #: Arguments that repeat the shape of what a node makes.
@@ -90,7 +90,7 @@ def plan_shrink(program: Program, step: ShrinkStep) -> ShrinkPlan:
         names = [program.sources[name] for name, _ in made]
         if not names:
             continue
-        kept = _kept(group.channels, step)
+        kept = kept_count(step.width or 1.0, group.channels, step.round_to)
         reason = group.frozen or _reason(names, step, group.channels, kept)
         if reason is not None:
             skipped += [Skipped(name=name, op="shrink", reason=f"{reason}.") for name in names]
@@ -167,12 +167,6 @@ def _makers(program: Program) -> set[tuple[str, int]]:
             if weight in program.sources and groups == 1:
                 found.add((weight, 0))
     return found
-
-
-def _kept(channels: int, step: ShrinkStep) -> int:
-    """Give how many channels stay: the nearest multiple, ties to even, but at least one of them."""
-    wanted = Fraction(str(step.width)) * channels / step.round_to
-    return max(1, round(wanted)) * step.round_to
 
 
 def _reason(names: list[str], step: ShrinkStep, channels: int, kept: int) -> str | None:

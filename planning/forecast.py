@@ -15,6 +15,7 @@ from planning.prediction import Prediction, predict, refuse_overruns
 from planning.program_plan import make_program_plan
 from planning.program_prediction import predict_program
 from planning.running import refuse_unrunnable
+from planning.shrinking import shrink
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,22 @@ def forecast(checkpoint: Checkpoint, recipe: Recipe, levels: Levels, pointer: st
         The forecast. It is exact but for models that only their own code could tell about.
 
     Raises:
-        Problem: As `make_plan`, `refuse_unrunnable` and `planning.aims.refuse_target`.
+        Problem: As `shrink`, `make_plan`, `refuse_unrunnable` and `planning.aims.refuse_target`.
     """
     refuse_unrunnable(recipe, pointer, has_config=checkpoint.config is not None)
-    kinds = known_kinds(checkpoint)
-    is_exact = kinds is not None or checkpoint.config is None
-    plan = make_plan(checkpoint, kinds if is_exact else guess_kinds(checkpoint), recipe)
+    shrinkage = shrink(checkpoint, recipe, pointer)
+    left = shrinkage.checkpoint if shrinkage else checkpoint
+    kinds = known_kinds(left)
+    is_exact = kinds is not None or left.config is None
+    asked = kinds if is_exact else guess_kinds(left)
+    plan = make_plan(left, asked, recipe, shrinkage=shrinkage)
     refuse_target(plan, pointer)
     assumed = replace(levels, inspection_bytes=0) if is_exact else levels
     return Forecast(plan, predict(plan, assumed), assumed, is_exact)
 
 
 def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = "") -> None:
-    """Refuse a job that would certainly pass its budget, or miss its target_bytes.
+    """Refuse a job that would certainly pass its budget, miss its target_bytes or shrink nothing.
 
     Args:
         folder: The model.
@@ -69,9 +73,9 @@ def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = ""
 
     Raises:
         Problem: `memory_budget_exceeded` or `disk_budget_exceeded`, with the smallest budget that
-            would do; or as `forecast`, where there is a budget or a target at all. What only a
-            model's own code can tell is left to the job, which asks it. Of a program, all that is
-            wrong with the recipe, too.
+            would do; or as `forecast`, where there is a budget, a target or a shrink step at all.
+            What only a model's own code can tell is left to the job, which asks it. Of a program,
+            all that is wrong with the recipe, too.
     """
     if is_program(folder):
         program = open_program(folder / PROGRAM_NAME)
@@ -80,9 +84,11 @@ def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = ""
         return
     budget = recipe.budget
     limits = (budget.host_memory, budget.device_memory, budget.disk)
-    if limits == (None, None, None) and recipe.aimed_step is None:
+    is_open = recipe.aimed_step is None and recipe.shrink_step is None
+    if limits == (None, None, None) and is_open:
         return
     checkpoint = open_checkpoint(folder)
+    shrink(checkpoint, recipe, pointer)
     if checkpoint.config is None or known_kinds(checkpoint) is not None:
         made = forecast(checkpoint, recipe, levels, pointer)
         refuse_overruns(made.prediction, budget, pointer)

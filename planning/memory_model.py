@@ -25,6 +25,9 @@ _BYTES_PER_TENSOR_WRITTEN = 512
 _BYTES_PER_TENSOR_CHANGED = 2560
 #: The same for what a rehearsal found of a tensor, and the plans that are made of it.
 _BYTES_PER_TENSOR_TRIED = 2048
+#: What is known of each head or channel that a shrink step chooses from: which are kept, as numbers
+#: for the engine and as text for the report.
+_BYTES_PER_UNIT = 24
 #: The stack and the allocator's share of one more thread.
 _BYTES_PER_THREAD = 256 * 1024
 #: What one run of the same job holds more than another, so that a budget that fits always does.
@@ -77,12 +80,14 @@ class TensorCounts:
         written: In the artifact, scales and shapes of packed weights included.
         changed: Of those in the checkpoint.
         tried: Of those, how many are rounded on trial first.
+        chosen_from: Heads and channels that a shrink step chooses from, in all layers.
     """
 
     read: int
     written: int
     changed: int
     tried: int
+    chosen_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,7 @@ class MemoryModel:
             + self.tensors.written * _BYTES_PER_TENSOR_WRITTEN
             + self.tensors.changed * _BYTES_PER_TENSOR_CHANGED
             + self.tensors.tried * _BYTES_PER_TENSOR_TRIED
+            + self.tensors.chosen_from * _BYTES_PER_UNIT
             + buffers.threads * _BYTES_PER_THREAD
             + buffers.nbytes
         )
@@ -202,6 +208,7 @@ def _treatment(target: Target) -> tuple[object, ...]:
         target.group_size,
         target.groups,
         target.whole_channels,
+        target.cut and (target.cut.source.shape, target.cut.axis),
     )
 
 

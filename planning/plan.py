@@ -7,6 +7,7 @@ from typing import Literal
 from jobs.checkpoint import INDEX_NAME, Checkpoint
 from jobs.problems import Problem
 from jobs.recipe import Recipe
+from planning.cuts import Shrinkage
 from planning.layout import ShardPlan, plan_shards
 from planning.module_kinds import ModuleKinds
 from planning.selection import Selection, select
@@ -21,7 +22,7 @@ class Plan:
     """Everything decided about a job.
 
     Attributes:
-        checkpoint: The model.
+        checkpoint: The model, or what a shrink step leaves of it.
         recipe: What to do.
         output_format: What the artifact is.
         selection: Which step touches which tensor.
@@ -29,6 +30,7 @@ class Plan:
         texts: Text files by their name.
         side_files: Files that are copied unchanged, relative to the model's folder.
         artifact_bytes: Size of all of that; the manifest, written after it, is not counted.
+        shrinkage: How the checkpoint comes from the model; None where it is the model.
     """
 
     checkpoint: Checkpoint
@@ -39,6 +41,18 @@ class Plan:
     texts: dict[str, str]
     side_files: tuple[str, ...]
     artifact_bytes: int
+    shrinkage: Shrinkage | None = None
+
+    @property
+    def model(self) -> Checkpoint:
+        """The model that came in."""
+        return self.shrinkage.model if self.shrinkage else self.checkpoint
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model's safetensors files."""
+        headers = [shard.header for shard in self.model.shards]
+        return sum(header.data_start + header.data_bytes for header in headers)
 
 
 def make_plan(
@@ -46,14 +60,16 @@ def make_plan(
     kinds: ModuleKinds | None,
     recipe: Recipe,
     keep_float: Mapping[str, str] | None = None,
+    shrinkage: Shrinkage | None = None,
 ) -> Plan:
     """Decide everything about a job.
 
     Args:
-        checkpoint: The model.
+        checkpoint: The model, or what a shrink step leaves of it.
         kinds: What its own code says about its modules; None where it has no config.
         recipe: What to do.
         keep_float: Tensors that the quantize step leaves alone, with the reason.
+        shrinkage: How the checkpoint comes from the model, where the recipe shrinks.
 
     Returns:
         The plan. Equal headers, configs and recipes give equal plans.
@@ -62,9 +78,8 @@ def make_plan(
         Problem: The checkpoint is already quantized, nothing would change, the output format
             cannot hold the result, or a step is for programs alone.
     """
-    refuse_shrinking(recipe)
     output_format = _output_format(checkpoint, recipe)
-    selection = select(checkpoint, kinds, recipe, output_format, keep_float)
+    selection = select(checkpoint, kinds, recipe, output_format, keep_float, shrinkage)
     shards = plan_shards(checkpoint, selection)
     texts = _texts(checkpoint, kinds, selection, shards, output_format)
     side_files = tuple(find_side_files(checkpoint.others))
@@ -73,24 +88,17 @@ def make_plan(
         + sum(len(text.encode()) for text in texts.values())
         + sum(checkpoint.others[name] for name in side_files)
     )
-    return Plan(checkpoint, recipe, output_format, selection, shards, texts, side_files, nbytes)
-
-
-def refuse_shrinking(recipe: Recipe) -> None:
-    """Refuse to remove channels of a checkpoint, which has no graph that tells what fits.
-
-    Args:
-        recipe: What to do.
-
-    Raises:
-        Problem: `step_unsupported`.
-    """
-    if any(step.op == "shrink" for step in recipe.steps):
-        raise Problem(
-            "step_unsupported",
-            "shrink removes channels of .pt2 programs, whose graph tells what must shrink with "
-            "them. Export the model with torch.export.save, or leave the step out.",
-        )
+    return Plan(
+        checkpoint,
+        recipe,
+        output_format,
+        selection,
+        shards,
+        texts,
+        side_files,
+        nbytes,
+        shrinkage,
+    )
 
 
 def _output_format(checkpoint: Checkpoint, recipe: Recipe) -> OutputFormat:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jobs.problems import Detail, Problem
 from jobs.recipe import Budget
-from jobs.steps import PruneStep, method_of
+from jobs.steps import PruneStep, QuantizeStep, method_of
 from planning.aims import predicted_bytes
 from planning.memory_model import Levels, MemoryModel, TensorCounts
 from planning.plan import Plan
@@ -85,18 +85,21 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
             written=sum(len(shard.names) for shard in plan.shards),
             changed=len(targets),
             tried=sum(target.scheme is not None for target in targets) if is_aimed else 0,
+            chosen_from=plan.shrinkage.units if plan.shrinkage else 0,
         ),
         chunk_bytes=chunk_bytes,
     )
     buffers = model.fit(plan.recipe.budget)
     peak = held = model.peak_bytes(buffers)
     least = model.least_bytes
-    held = max(held, running_bytes(plan.checkpoint, plan.recipe, targets))
-    least = max(least, least_running_bytes(plan.checkpoint, plan.recipe))
+    held = max(held, running_bytes(plan.model, plan.recipe, targets))
+    least = max(least, least_running_bytes(plan.model, plan.recipe))
     measured = bytes_read(targets, plan.recipe, buffers.chunk_bytes)
     if is_aimed:
         measured = [2 * nbytes for nbytes in measured]
         measured[-1] += sum(target.matrix.tensor.nbytes for target in targets)
+    if plan.shrinkage is not None:
+        measured[0] += plan.shrinkage.scored_bytes
     return Prediction(
         steps=tuple(_predict_step(plan, i, n, peak) for i, n in enumerate(measured)),
         artifact_bytes=predicted_bytes(plan),
@@ -157,9 +160,11 @@ def _predict_step(plan: Plan, index: int, bytes_measured: int, peak: int) -> Ste
     step, is_last = plan.recipe.steps[index], index == len(plan.recipe.steps) - 1
     targets = plan.selection.targets.values()
     if isinstance(step, PruneStep):
-        changed = sum(index in t.prune_steps for t in targets)
+        changed = sum(index in target.prune_steps for target in targets)
+    elif isinstance(step, QuantizeStep):
+        changed = sum(target.scheme is not None for target in targets)
     else:
-        changed = sum(t.scheme is not None for t in targets)
+        changed = sum(target.cut is not None for target in targets)
     written = plan.shards if is_last else ()
     kept_bytes = predicted_bytes(plan) - plan.artifact_bytes if is_last else 0
     return StepPrediction(

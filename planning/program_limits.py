@@ -9,6 +9,7 @@ from jobs.steps import QuantizeStep, ShrinkStep
 #: Of a quantize step.
 _FOR_CHECKPOINTS = ("group_size", "embeddings", "target_bytes", "max_relative_rmse")
 _SCALES = "Weights of a .pt2 have a scale for each output channel. Leave it out."
+_LAYERS = "A .pt2 says nothing of layers; shrink takes channels of it. Give width, and not layers."
 _CALIBRATED = (
     "wanda, gptq and smooth are for transformers folders; a .pt2 is pruned by magnitude or at "
     "random, and rounded to the nearest step. Leave calibrate and them out."
@@ -45,11 +46,5 @@ def _faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
             for name in _FOR_CHECKPOINTS:
                 if getattr(step, name):
                     yield f"{place}/{name}", f"{name} is for checkpoints. {_SCALES}"
-        elif isinstance(step, ShrinkStep):
-            if index:
-                yield place, "A .pt2 is shrunk once; leave one shrink step."
-            if step.importance != "magnitude":
-                yield (
-                    f"{place}/importance",
-                    f"Channels of a .pt2 are chosen by magnitude, not by {step.importance}.",
-                )
+        elif isinstance(step, ShrinkStep) and (step.layers is not None or step.width is None):
+            yield f"{place}/layers", _LAYERS

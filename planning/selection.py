@@ -10,6 +10,7 @@ from jobs.report import Skipped
 from jobs.safetensors_header import DTYPE_BYTES
 from jobs.steps import PruneStep, QuantizeStep, ShrinkStep
 from planning.candidates import Candidate, find_candidates
+from planning.cuts import Cut, Shrinkage
 from planning.groups import find_units, leave_split_groups, refuse_float_merges
 from planning.matrices import Matrix, pruned_count
 from planning.module_kinds import ModuleKinds
@@ -32,6 +33,7 @@ class Target:
         groups: How many consecutive inputs each N:M step prunes together.
         whole_channels: Whether some step needs to know all inputs of a channel.
         is_calibrated: Whether data decide what it becomes.
+        cut: How it is cut from a tensor of the model; None where it is one.
     """
 
     matrix: Matrix
@@ -44,6 +46,7 @@ class Target:
     groups: tuple[int, ...]
     whole_channels: bool
     is_calibrated: bool = False
+    cut: Cut | None = None
 
     @property
     def name(self) -> str:
@@ -92,6 +95,7 @@ def select(
     recipe: Recipe,
     output_format: str,
     keep_float: Mapping[str, str] | None = None,
+    shrinkage: Shrinkage | None = None,
 ) -> Selection:
     """Decide what every step does to every tensor.
 
@@ -102,6 +106,7 @@ def select(
         output_format: ``compressed-tensors``, which takes quantized Linears only, or
             ``safetensors``.
         keep_float: Tensors that the quantize step leaves alone, with the reason.
+        shrinkage: How the checkpoint comes from the model, where the recipe shrinks.
 
     Returns:
         The decision.
@@ -111,7 +116,8 @@ def select(
             `output_unsupported`: transformers could not open the artifact.
     """
     candidates = find_candidates(checkpoint, kinds)
-    return choose(candidates, list(checkpoint.tensors), recipe, output_format, keep_float)
+    names = list(checkpoint.tensors)
+    return choose(candidates, names, recipe, output_format, keep_float, shrinkage)
 
 
 def choose(
@@ -120,6 +126,7 @@ def choose(
     recipe: Recipe,
     output_format: str,
     keep_float: Mapping[str, str] | None = None,
+    shrinkage: Shrinkage | None = None,
 ) -> Selection:
     """Decide what every step that prunes or quantizes does to every weight.
 
@@ -129,6 +136,7 @@ def choose(
         recipe: What to do.
         output_format: Of the artifact.
         keep_float: Tensors that the quantize step leaves alone, with the reason.
+        shrinkage: How the checkpoint comes from the model, where the recipe shrinks.
 
     Returns:
         The decision.
@@ -136,7 +144,8 @@ def choose(
     Raises:
         Problem: As `select`.
     """
-    skipped: list[Skipped] = []
+    skipped = list(shrinkage.skipped) if shrinkage else []
+    cuts = shrinkage.cuts if shrinkage else {}
     pruned: dict[str, list[int]] = {}
     rounding: QuantizeStep | None = None
     quantized: set[str] = set()
@@ -168,10 +177,11 @@ def choose(
             tuple(pruned.get(matrix.tensor.name, ())),
             rounding if matrix.tensor.name in quantized else None,
             recipe,
+            cuts.get(matrix.tensor.name),
         )
         for candidate in candidates
         for matrix in candidate.matrices
-        if matrix.tensor.name in quantized or matrix.tensor.name in pruned
+        if any(matrix.tensor.name in changed for changed in (quantized, pruned, cuts))
     }
     if not targets and any(not isinstance(step, ShrinkStep) for step in recipe.steps):
         raise Problem(
@@ -189,6 +199,7 @@ def _target(
     prune_steps: tuple[int, ...],
     rounding: QuantizeStep | None,
     recipe: Recipe,
+    cut: Cut | None,
 ) -> Target:
     steps = [step for i in prune_steps if isinstance(step := recipe.steps[i], PruneStep)]
     is_embedding = candidate.kind == "Embedding"
@@ -204,6 +215,7 @@ def _target(
         whole_channels=rounding is not None or _looks_at_rows(prune_steps, recipe),
         is_calibrated=any(step.is_calibrated for step in steps)
         or (rounding is not None and rounding.method == "gptq" and candidate.is_watched),
+        cut=cut,
     )
 
 

@@ -24,6 +24,9 @@ SCRATCH_BYTES = 3 * RUN * 4
 PLANES_BYTES = 2 * 8 * 512 * 4
 #: What the prune steps of a tensor write to in turn, each from what the last one left.
 PRUNED = ("pruned", "pruned again")
+#: What is read of a tensor at a time to take kept columns from it, or to sum its squares: always as
+#: much, because sums depend on where they are cut.
+CUT_BYTES = 256 * 1024
 #: Magnitudes of 16-bit floats have 15 bits; longer ones are counted by their upper 16 first.
 NARROW_BINS = 2**15
 WIDE_BINS = 2**16
@@ -103,6 +106,9 @@ def _chunk_buffers(
     target: Target, extent: Extent, recipe: Recipe, targets: list[Target]
 ) -> dict[str, int]:
     buffers = {"read": extent.elements * target.itemsize}
+    if target.cut is not None:
+        buffers |= {"cut": CUT_BYTES, "widened": CUT_BYTES // target.itemsize * 4}
+        buffers["squares"] = 8 * max(target.cut.source.shape)
     steps = [(i, recipe.steps[i]) for i in target.prune_steps]
     # What data decided about is read beside what came in.
     written = len(steps) + (target.is_calibrated and not any(s.is_calibrated for _, s in steps))

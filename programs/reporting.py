@@ -104,7 +104,7 @@ def _tensor(
     source, after = plan.program.tensors[name].spec, written[0].spec
     return TensorReport(
         name=name,
-        shape=source.shape,
+        shape=after.shape,
         before=TensorState(
             dtype=source.dtype,
             bytes=source.nbytes,
@@ -115,7 +115,7 @@ def _tensor(
             bytes=sum(one.spec.nbytes for one in written),
             sparsity=entry.zeros_after / max(1, after.elements),
         ),
-        shape_after=after.shape if after.shape != source.shape else None,
+        shape_before=source.shape if after.shape != source.shape else None,
         relative_rmse=entry.relative_rmse,
         max_error_steps=entry.max_error_steps if len(written) > 1 else None,
     )

@@ -51,7 +51,6 @@ def document(made: Forecast, *, is_measured: bool) -> PlanDocument:
     plan, prediction, levels = made.plan, made.prediction, made.levels
     overruns = find_overruns(prediction, plan.recipe.budget)
     nbytes = prediction.steps[-1].bytes_written
-    headers = [shard.source.header for shard in plan.shards]
     return PlanDocument(
         fits=not overruns,
         overruns=tuple(problem.errors[0].pointer.rpartition("/")[2] for problem in overruns),
@@ -68,7 +67,7 @@ def document(made: Forecast, *, is_measured: bool) -> PlanDocument:
             format=plan.output_format,
             bytes=nbytes,
             total_bytes=prediction.artifact_bytes,
-            size_ratio=nbytes / sum(header.data_start + header.data_bytes for header in headers),
+            size_ratio=nbytes / plan.model_bytes,
         ),
         memory=PlannedMemory(
             predicted_peak_bytes=prediction.host_peak_bytes,

@@ -9,7 +9,6 @@ from jobs.problems import Problem
 from jobs.program import FORMAT
 from jobs.queue import ring
 from planning.forecast import check_budget
-from planning.plan import refuse_shrinking
 from planning.running import refuse_unrunnable
 from service.contract import JSON, Form, Operation, declare, json_answer
 from service.documents import JobDocument, SubmitRequest
@@ -130,7 +129,6 @@ def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
 
 
 def _check_checkpoint(submission: Submission, meta: dict[str, Any]) -> None:
-    refuse_shrinking(submission.recipe)
     wanted = submission.recipe.output.format
     if wanted == "compressed-tensors" and meta["format"] != "transformers":
         raise Problem(

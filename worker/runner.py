@@ -160,12 +160,16 @@ def _verify(order: Order, on_progress: OnProgress) -> None:
             Path(order.model_folder), work, parse_recipe(order.recipe), on_progress=on_progress
         )
         return
-    claims = claims_of(Report.model_validate_json((work / REPORT_NAME).read_bytes()))
+    report = Report.model_validate_json((work / REPORT_NAME).read_bytes())
+    claims, shrunk = claims_of(report), report.shrunk
+    # Of thousands of tensors it is large.
+    del report
     verification = verify(
         Path(order.model_folder),
         work / ARTIFACT_NAME,
         parse_recipe(order.recipe),
         claims,
+        shrunk,
         on_progress=on_progress,
         calibrated=_calibrated(order),
     )

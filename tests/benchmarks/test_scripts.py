@@ -52,6 +52,14 @@ pytestmark = pytest.mark.slow
             {"strangers": ("acme", "zeta", "nobody")},
         ),
         (
+            "calibration",
+            ("--steps", "2", "--size", "2M", "--rows", "2", "--no-peer"),
+            {
+                "calibration-quality": ("wanda 50 %", "w8a8, gptq"),
+                "calibration-memory": ("wanda 50 %", "w8a8, gptq"),
+            },
+        ),
+        (
             "engine",
             ("--size", "2M", "--rounds", "1", "--peers"),
             {"engine": ("`cp -r`", "ours, w8a8", "ours, 2:4 + w8a16", "ours, w8a16, as a job")},
@@ -93,6 +101,8 @@ def test_the_page_has_the_markers_of_every_script():
         "cancels",
         "overload",
         "strangers",
+        "calibration-quality",
+        "calibration-memory",
         "chaos",
         "chaos-plain",
         "engine",

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.gptq import choose_steps
+from calibration.gptq import Compensation, choose_steps
 from calibration.grids import Grid
 
 
@@ -58,7 +58,7 @@ def test_the_steps_are_those_of_the_paper_where_they_are_better_than_the_nearest
     inputs = correlated_inputs(300, 160)
     grid = Grid.of(weight, group_size)
 
-    rounding = choose_steps(grid, inputs.T @ inputs)
+    rounding = choose_steps(grid, Compensation.of(inputs.T @ inputs))
 
     expected = torch.from_numpy(by_the_paper(grid, inputs.T @ inputs)).float()
     is_better = squared_error(grid, expected, inputs) < squared_error(grid, grid.nearest(), inputs)
@@ -75,7 +75,7 @@ def test_no_channel_is_worse_on_the_rows_than_with_its_nearest_steps(seed, group
     inputs = correlated_inputs(tokens, 40, seed)
     grid = Grid.of(weight, group_size)
 
-    rounding = choose_steps(grid, inputs.T @ inputs)
+    rounding = choose_steps(grid, Compensation.of(inputs.T @ inputs))
 
     chosen = squared_error(grid, rounding.steps, inputs)
     nearest = squared_error(grid, grid.nearest(), inputs)
@@ -89,7 +89,7 @@ def test_errors_of_correlated_inputs_become_several_times_smaller():
     inputs = correlated_inputs(512, 128)
     grid = Grid.of(weight, None)
 
-    rounding = choose_steps(grid, inputs.T @ inputs)
+    rounding = choose_steps(grid, Compensation.of(inputs.T @ inputs))
 
     assert rounding.squared_error < 0.6 * rounding.squared_error_of_nearest
 
@@ -100,7 +100,7 @@ def test_inputs_that_are_always_zero_leave_their_weights_on_the_nearest_steps():
     inputs[:, 5] = 0
     grid = Grid.of(weight, None)
 
-    rounding = choose_steps(grid, inputs.T @ inputs)
+    rounding = choose_steps(grid, Compensation.of(inputs.T @ inputs))
 
     assert torch.equal(rounding.steps[:, 5], grid.nearest()[:, 5])
 
@@ -110,7 +110,7 @@ def test_what_is_zero_stays_zero():
     weight[:, 1::2] = 0
     inputs = correlated_inputs(128, 64)
 
-    rounding = choose_steps(Grid.of(weight, None), inputs.T @ inputs)
+    rounding = choose_steps(Grid.of(weight, None), Compensation.of(inputs.T @ inputs))
 
     assert not rounding.steps[:, 1::2].any()
     assert rounding.steps[:, ::2].any()
@@ -120,6 +120,6 @@ def test_hardly_any_token_is_enough_for_an_inverse():
     weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     inputs = 1e4 * torch.ones(1, 64)
 
-    rounding = choose_steps(Grid.of(weight, None), inputs.T @ inputs)
+    rounding = choose_steps(Grid.of(weight, None), Compensation.of(inputs.T @ inputs))
 
     assert bool(rounding.steps.isfinite().all())

@@ -191,7 +191,7 @@ def test_shrunk_digits_have_half_the_channels_and_open_where_only_torch_is(
     assert path.stat().st_size <= 0.4 * program.stat().st_size
     # Nothing was trained anew, so little is asked of it: better than a guess.
     assert ask_plain_torch(path) > 0.2
-    shapes = {tensor["name"]: tensor["shape_after"] for tensor in report["tensors"]}
+    shapes = {tensor["name"]: tensor["shape"] for tensor in report["tensors"]}
     assert shapes["first.weight"] == [24, 1, 3, 3]
     assert shapes["second.weight"] == [24, 24, 3, 3]
     assert shapes["third.weight"] == [48, 24, 3, 3]

@@ -64,7 +64,9 @@ def press(tmp_path: Path) -> Callable[..., Pressed]:
         )
         # Every artifact that a test makes must pass what a job's must.
         claims = claims_of(report)
-        verification = verify(model, artifact, parsed, claims, on_progress=lambda _: None)
+        verification = verify(
+            model, artifact, parsed, claims, report.shrunk, on_progress=lambda _: None
+        )
         return Pressed(report, artifact, verification)
 
     return run

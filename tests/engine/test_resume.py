@@ -35,6 +35,7 @@ RECIPES = {
     "transposed": [{"op": "prune", "sparsity": 0.4}, W8A8],
     "transposed rows": [{"op": "prune", "sparsity": 0.4, "scope": "row"}, W8A16],
     "aimed": [{"op": "prune", "structure": "2:4"}, W8A16 | {"max_relative_rmse": 0.0064}],
+    "shrunk": [{"op": "shrink", "width": 0.5}, {"op": "prune", "sparsity": 0.5}, W8A8],
     "three steps": [
         {"op": "prune", "sparsity": 0.3},
         {"op": "prune", "sparsity": 0.5, "scope": "global"},
@@ -147,7 +148,7 @@ def gpt2(tmp_path):
 def test_a_job_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
     model, gpt2, work, recipe, threads
 ):
-    chosen = gpt2 if "transposed" in recipe else model
+    chosen = gpt2 if recipe in {"transposed", "transposed rows", "shrunk"} else model
     whole = attempt(chosen, work("whole"), RECIPES[recipe], threads)
     killed = work("killed")
     attempts, kill_at = [], 3

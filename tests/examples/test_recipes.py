@@ -15,6 +15,7 @@ def test_every_promised_recipe_is_there():
         "int8-weights",
         "prune-2-4-int8",
         "prune-half",
+        "shrink-int8",
         "tutorial",
     ]
 

@@ -174,3 +174,25 @@ def test_wanda_counts_by_row_unless_it_counts_by_group():
 
     assert recipe.steps[0].scope == "row"
     assert grouped.steps[0].scope == "tensor"
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([{"op": "prune", "sparsity": 0.5}, {"op": "shrink", "width": 0.5}], "the first step"),
+        ([{"op": "shrink", "width": 0.5}, {"op": "shrink", "layers": 0.5}], "at most one shrink"),
+        ([{"op": "shrink"}], "width is needed"),
+        ([{"op": "shrink", "width": 0.0}], "greater than 0"),
+        ([{"op": "shrink", "width": 0.5, "round_to": 512}], "256"),
+    ],
+)
+def test_a_shrink_step_that_does_not_fit_is_refused(steps, said):
+    with pytest.raises(Problem, match=said):
+        parse_recipe({"steps": steps})
+
+
+def test_what_data_decide_follows_no_shrink_step():
+    steps = [{"op": "shrink", "width": 0.5}, {"op": "quantize", "scheme": "w8a8", "method": "gptq"}]
+
+    with pytest.raises(Problem, match="shrink in a job before this one"):
+        parse_recipe({"steps": steps, "calibrate": {"dataset": "ds_" + "0" * 64}})

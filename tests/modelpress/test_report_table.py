@@ -109,3 +109,11 @@ def test_a_report_that_lacks_a_part_still_prints(report, missing):
 
 def test_an_empty_report_still_prints():
     assert printed({}).splitlines() == ["- -> -", "memory: not measured"]
+
+
+def test_what_a_shrink_step_left_out_has_a_line(report):
+    shrunk = {"kept": [], "config": {"intermediate_size": 1152}, "parameters": 400_000_000}
+
+    lines = printed(report | {"shrunk": shrunk}).splitlines()
+
+    assert "shrunk: 536,870,912 -> 400,000,000 parameters; intermediate_size 1152" in lines

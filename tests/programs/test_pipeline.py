@@ -233,7 +233,7 @@ def test_an_int8_program_is_not_rounded_again(make_program, compress, tmp_path):
         ({**W8A16, "group_size": 16}, "/steps/0/group_size"),
         ({**W8A16, "embeddings": True}, "/steps/0/embeddings"),
         ({**W8A16, "target_bytes": "1MiB"}, "/steps/0/target_bytes"),
-        ({"op": "shrink", "width": 0.5, "importance": "taylor"}, "/steps/0/importance"),
+        ({"op": "shrink", "layers": 0.5}, "/steps/0/layers"),
     ],
     ids=str,
 )

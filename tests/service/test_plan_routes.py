@@ -261,3 +261,36 @@ def test_a_plan_takes_json_within_a_limit(client):
 
     assert as_form.json["code"] == "unsupported_media_type"
     assert too_large.json["code"] == "too_large"
+
+
+def test_a_shrunk_model_is_planned_from_headers_alone(client):
+    config, shapes = llama(2, 64, 96, 50, 32)
+    config |= {"num_attention_heads": 8}
+    asked = {"headers": {"model.safetensors": header_of(shapes)}, "config": config}
+
+    found = plan(client, {"op": "shrink", "width": 0.5}, W8A16, **asked)
+
+    shrink, quantize = found["steps"]
+    assert (shrink["op"], shrink["method"], shrink["tensors_changed"]) == (
+        "shrink",
+        "magnitude",
+        14,
+    )
+    # Values, outputs and the MLP of two layers, in bfloat16.
+    assert shrink["bytes_read"] == 2 * 2 * 64 * (32 + 64 + 3 * 96)
+    assert quantize["tensors_changed"] == 14
+    whole = plan(client, W8A16, **asked)
+    assert found["artifact"]["size_ratio"] < whole["artifact"]["size_ratio"]
+
+
+def test_what_cannot_be_shrunk_is_said_before_anything_is_run(client):
+    config, shapes = llama(2, 64, 96, 50, 32)
+    headers = {"model.safetensors": header_of(shapes)}
+    half = {"op": "shrink", "width": 0.5}
+
+    strange = plan(client, half, status=422, headers=headers, config=config | {"model_type": []})
+    bare = plan(client, half, status=422, headers=headers)
+
+    assert strange["code"] == bare["code"] == "shrink_unsupported"
+    assert "Offered are bart, bert" in strange["detail"]
+    assert bare["errors"][0]["pointer"] == "/spec/steps/0"

@@ -76,11 +76,3 @@ def test_a_form_takes_a_program_with_its_recipe(client, exported):
     answer = client.post("/jobs", data=form, content_type="multipart/form-data")
 
     assert answer.status_code == 202, answer.text
-
-
-def test_a_checkpoint_has_no_graph_to_shrink_by(client, model_id):
-    spec = {"steps": [{"op": "shrink", "width": 0.5}]}
-
-    answer = client.post("/jobs", json={"model": model_id, "spec": spec})
-
-    assert (answer.status_code, answer.json["code"]) == (422, "step_unsupported")

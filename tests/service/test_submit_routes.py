@@ -192,6 +192,31 @@ def test_a_model_without_a_config_cannot_be_evaluated(client, model_id, recipe):
     assert answer.json["errors"][0]["pointer"] == "/spec/evaluate"
 
 
+def test_a_model_without_a_config_cannot_be_shrunk(client, model_id, recipe):
+    spec = recipe | {"steps": [{"op": "shrink", "width": 0.5}]}
+
+    answer = client.post("/jobs", json={"model": model_id, "spec": spec})
+
+    assert answer.status_code == 422
+    assert answer.json["code"] == "shrink_unsupported"
+    assert answer.json["errors"][0]["pointer"] == "/spec/steps/0"
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"op": "shrink"}, "width is needed"),
+        ({"op": "shrink", "width": 1}, "less than 1"),
+        ({"op": "shrink", "width": 0.5, "importance": "taylor"}, "magnitude"),
+    ],
+)
+def test_a_shrink_step_that_is_none_is_refused(client, model_id, step, said):
+    answer = client.post("/jobs", json={"model": model_id, "spec": {"steps": [step]}})
+
+    assert answer.status_code == 422
+    assert said in answer.json["detail"]
+
+
 def test_a_target_that_int8_does_not_reach_is_refused_with_the_smallest_that_works(
     client, model_id
 ):
