@@ -9,7 +9,7 @@ from calibration.gptq import Compensation, choose_steps
 from calibration.grids import Grid
 from calibration.observation import hessians, input_norms
 from calibration.smoothing_blocks import smooth
-from calibration.wanda import keep_mask
+from calibration.wanda import Scope, keep_mask
 from evaluation.skeletons import Block
 from evaluation.walking import Call
 from jobs.problems import Problem
@@ -98,10 +98,12 @@ class Adjuster:
     ) -> None:
         norms = input_norms(block, modules, calls) if modules else {}
         _require_all(modules, norms)
-        group = None if step.structure == "unstructured" else int(step.structure[-1])
+        scope: Scope = "row" if step.scope == "row" else "tensor"
+        if step.structure != "unstructured":
+            scope = int(step.structure[-1])
         for name, module in modules.items():
             weight = self._matrix(name, module)
-            kept = keep_mask(weight, norms[name], step.sparsity or 0.0, group)
+            kept = keep_mask(weight, norms[name], step.sparsity or 0.0, scope)
             # Not times 0, which would leave the sign of what was negative.
             weight.masked_fill_(~kept, 0.0)
 

@@ -38,6 +38,9 @@ class Compensation:
 
         Args:
             hessian: As the attribute.
+
+        Returns:
+            What `choose_steps` needs, once for all Linears that are given these inputs.
         """
         order = hessian.diagonal().argsort(descending=True)
         ordered = hessian[order][:, order]

@@ -3,13 +3,18 @@
 Dimension key: O output channels, I inputs of each.
 """
 
+from typing import Literal
+
 import torch
 
 from planning.matrices import pruned_count
 
+#: An `int` is how many inputs make a group.
+Scope = Literal["row", "tensor"] | int
+
 
 def keep_mask(
-    weight: torch.Tensor, input_norms: torch.Tensor, sparsity: float, group: int | None
+    weight: torch.Tensor, input_norms: torch.Tensor, sparsity: float, scope: Scope
 ) -> torch.Tensor:
     """Say which weights stay.
 
@@ -21,21 +26,21 @@ def keep_mask(
     Args:
         weight: [O, I], floating.
         input_norms: Euclidean norm of each input over all tokens, [I], not negative.
-        sparsity: Fraction of each channel's weights that go; not looked at where there is a group.
-        group: How many consecutive inputs are compared, of which the smaller half goes; None
-            compares all of a channel.
+        sparsity: Fraction of the weights that go; not looked at where groups are compared.
+        scope: Within what weights are compared: each channel, as in the paper; the whole tensor; or
+            so many consecutive inputs, of which the smaller half goes.
 
     Returns:
-        True where a weight stays, bool [O, I]. Every channel, or every group of it, has exactly as
-        many False: of equals, the first go where a channel is compared, the last where a group is.
+        True where a weight stays, bool [O, I]. Every channel, the tensor or every group has exactly
+        as many False: of equals, the first go, but the last of a group.
     """
     scores = weight.float().abs() * input_norms.float()
-    if group is None:
-        order = scores.argsort(dim=1, stable=True)
-        pruned = order[:, : pruned_count(sparsity, weight.shape[1])]
+    if isinstance(scope, int):
+        order = scores.reshape(-1, scope).argsort(dim=1, descending=True, stable=True)
+        pruned = order[:, scope // 2 :]
     else:
-        grouped = scores.reshape(len(weight), -1, group)
-        order = grouped.argsort(dim=2, descending=True, stable=True)
-        starts = torch.arange(0, weight.shape[1], group)[:, None]
-        pruned = (order[..., group // 2 :] + starts).flatten(1)
-    return torch.ones_like(weight, dtype=torch.bool).scatter_(1, pruned, False)
+        scores = scores if scope == "row" else scores.reshape(1, -1)
+        order = scores.argsort(dim=1, stable=True)
+        pruned = order[:, : pruned_count(sparsity, scores.shape[1])]
+    kept = torch.ones(order.shape, dtype=torch.bool).scatter_(1, pruned, value=False)
+    return kept.reshape(weight.shape)

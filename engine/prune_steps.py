@@ -54,7 +54,8 @@ class PruneSteps:
     def is_measured_whole(self, index: int) -> bool:
         """Say whether a step's threshold counts over whole tensors."""
         step = self[index]
-        return step.structure == "unstructured" and step.scope != "row"
+        is_counted = step.structure == "unstructured" and step.scope != "row"
+        return is_counted and not step.is_calibrated
 
     def is_global(self, index: int) -> bool:
         """Say whether a step has one threshold for all tensors."""

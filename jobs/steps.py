@@ -34,8 +34,7 @@ class PruneStep(Strict):
     )
     scope: Literal["tensor", "row", "global"] = Field(
         "tensor",
-        description="Within what the fraction is counted; `wanda` counts per row, and needs not "
-        "be told.",
+        description="Within what the fraction is counted. Default: `tensor`, of `wanda` `row`.",
     )
     biases: bool = Field(False, description="Prune the biases of the selected modules too.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of `method: random`.")
@@ -62,8 +61,8 @@ class PruneStep(Strict):
     def _weighted(self) -> "PruneStep":
         if not self.is_calibrated:
             return self
-        if self.structure == "unstructured" and self.scope != "row":
-            raise ValueError("wanda compares the weights of a row; leave scope out")
+        if self.scope == "global":
+            raise ValueError("wanda compares the weights of a row or of a tensor, not of all")
         if self.biases:
             raise ValueError("wanda has no inputs to weigh biases with; leave biases out")
         return self

@@ -57,6 +57,7 @@ class _Walk:
         step = self._step(index)
         key = (index, "" if step.scope == "global" else target.name)
         is_whole = step.structure == "unstructured" and step.scope != "row"
+        is_whole = is_whole and not step.is_calibrated
         if not is_whole or key in self._measured or step.method == "random":
             return
         self._measured.add(key)

@@ -141,6 +141,19 @@ def test_wanda_prunes_two_of_four_and_the_rest_is_rounded(press):
     assert all(tensor.max_error_steps <= 0.502 for tensor in report.tensors)
 
 
+def test_wanda_over_whole_tensors_takes_more_of_some_rows_than_of_others(press):
+    _, _, folders, _, report = press("llama", {**WANDA, "scope": "tensor"})
+
+    written = load_file(folders["artifact"] / "model.safetensors")
+    pruned = {tensor.name for tensor in report.tensors}
+    assert len(pruned) == 14
+    for name in pruned:
+        zeros = (written[name] == 0).sum(1)
+        assert zeros.sum() == written[name].numel() // 2
+        assert zeros.min() < zeros.max()
+    assert report.steps[0].weights_pruned == sum(written[n].numel() // 2 for n in pruned)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("steps", [[W8A16], [{**W8A16, "group_size": 16}], [WANDA, W8A8]], ids=str)
 def test_gptq_leaves_less_of_an_error_than_plain_rounding_in_every_module(press, dtype, steps):

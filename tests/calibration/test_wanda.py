@@ -24,7 +24,7 @@ def test_every_channel_loses_exactly_its_fraction_the_smallest_products_first(
 ):
     weight, norms = make(shape, seed, ties=ties)
 
-    kept = keep_mask(weight, norms, sparsity, None)
+    kept = keep_mask(weight, norms, sparsity, "row")
 
     scores = (weight.abs() * norms).numpy()
     for row, mask in zip(scores, kept.numpy(), strict=True):
@@ -49,6 +49,19 @@ def test_every_group_loses_its_smaller_half_the_last_among_equals(group, shape, 
 def test_inputs_that_are_large_keep_weights_that_are_small():
     weight = torch.tensor([[0.1, 1.0, 0.2, 0.9]])
 
-    kept = keep_mask(weight, torch.tensor([100.0, 1.0, 100.0, 1.0]), 0.5, None)
+    kept = keep_mask(weight, torch.tensor([100.0, 1.0, 100.0, 1.0]), 0.5, "row")
 
     assert kept.tolist() == [[True, False, True, False]]
+
+
+@given(SHAPES, st.integers(0, 2**32), st.floats(0, 0.99), st.booleans())
+def test_a_tensor_loses_exactly_its_fraction_the_smallest_products_first(
+    shape, seed, sparsity, ties
+):
+    weight, norms = make(shape, seed, ties=ties)
+
+    kept = keep_mask(weight, norms, sparsity, "tensor")
+
+    scores = (weight.abs() * norms).numpy().reshape(-1)
+    pruned = np.argsort(scores, kind="stable")[: round(sparsity * len(scores))]
+    assert np.flatnonzero(~kept.numpy().reshape(-1)).tolist() == sorted(pruned.tolist())

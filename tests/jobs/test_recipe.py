@@ -125,7 +125,7 @@ DATA = {"dataset": "ds_" + "0" * 64}
         ({"steps": [PRUNE, WANDA], "calibrate": DATA}, "", "wanda is the first step"),
         ({"steps": [PRUNE, GPTQ], "calibrate": DATA}, "", "follow no prune step but wanda"),
         ({"steps": [WANDA, PRUNE, GPTQ], "calibrate": DATA}, "", "follow one another"),
-        ({"steps": [WANDA | {"scope": "global"}]}, "/steps/0", "leave scope out"),
+        ({"steps": [WANDA | {"scope": "global"}]}, "/steps/0", "not of all"),
         ({"steps": [WANDA | {"biases": True}]}, "/steps/0", "leave biases out"),
         ({"steps": [QUANTIZE | {"smooth": 0.5}]}, "/steps/0", "smooth is for scheme w8a8"),
         ({"steps": [GPTQ | {"target_bytes": "1MB"}]}, "/steps/0", "leave the aims or these out"),
