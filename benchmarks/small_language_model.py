@@ -1,4 +1,4 @@
-"""A small language model, trained in two minutes on the source of Python's standard library."""
+"""A small language model, trained in minutes on the source of Python's standard library."""
 
 import json
 import random
@@ -17,7 +17,7 @@ _RATE = 6e-3
 _MODULES = 150
 
 
-def train(folder: Path, steps: int = 600) -> list[float]:
+def train(folder: Path, steps: int) -> list[float]:
     """Train a model, and write it as a transformers folder with its tokenizer.
 
     Args:

@@ -5,7 +5,8 @@ import pytest
 from benchmarks.small_language_model import texts, train, write_rows
 from modelpress import Client
 
-pytestmark = pytest.mark.slow
+# Training takes most of two minutes where nothing else runs.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +19,8 @@ def client(stack):
 def materials(client, tmp_path_factory):
     """Give the trained model, data to calibrate with and data to evaluate on, all uploaded."""
     folder = tmp_path_factory.mktemp("language-model")
-    losses = train(folder / "model", steps=250)
-    assert losses[-1] < 0.7 * losses[0]
+    losses = train(folder / "model", steps=1000)
+    assert losses[-1] < 0.5 * losses[0]
     seen, held_out = texts()
     write_rows(folder / "calibration.jsonl", seen, 64)
     write_rows(folder / "held-out.jsonl", held_out, 96, seed=1)
@@ -53,8 +54,8 @@ def perplexity_ratio(report):
 def test_half_the_weights_go_and_wanda_loses_less_than_magnitudes_do(run):
     prune = {"op": "prune", "sparsity": 0.5}
 
-    wanda = run({**prune, "method": "wanda"})
-    magnitude = run({**prune, "scope": "row"})
+    wanda = run({**prune, "method": "wanda", "scope": "tensor"})
+    magnitude = run({**prune, "scope": "tensor"})
 
     assert 1 < perplexity_ratio(wanda) < perplexity_ratio(magnitude)
     for report in (wanda, magnitude):
