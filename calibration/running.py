@@ -1,5 +1,7 @@
 """Takes a model through its calibration data, and writes the weights that these decide about."""
 
+import os
+import re
 import resource
 import time
 from collections import Counter
@@ -7,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from calibration.adjusting import Adjuster
@@ -111,8 +114,19 @@ class _Writer:
                 )
             tensors[stored] = tensor.contiguous()
         if tensors:
-            save_file(tensors, self._folder / kind / f"{self.blocks:05}.safetensors")
+            _save(tensors, self._folder / kind / f"{self.blocks:05}.safetensors")
             self.written[kind] |= tensors.keys()
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        # It says in words what the system said by number.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _main_dtype(checkpoint: Checkpoint) -> str:

@@ -120,20 +120,22 @@ class Runners:
         most = host_memory_bytes or psutil.virtual_memory().total
         return Bounds(
             cpu_seconds=int(runtime_seconds * (os.cpu_count() or 1)) + 60,
-            file_bytes=most_written_bytes(Path(order.model_folder)),
+            file_bytes=most_written_bytes(order),
             memory_bytes=most + _MAPPED_BYTES if self.device == "cpu" else None,
             processes=None if self.level == "none" else _MOST_THREADS,
         )
 
 
-def most_written_bytes(model_folder: Path) -> int:
-    """Give how much a runner may write, which no artifact of the model needs.
+def most_written_bytes(order: Order) -> int:
+    """Give how much the runners of a job may write, which none of its kind needs.
 
     Args:
-        model_folder: The model's files.
+        order: Of the job.
 
     Returns:
-        Bytes, of one file and of all together.
+        Bytes, of one file and of all together: the artifact's, and what data decided about, which
+        is written beside it, twice where it was smoothed before.
     """
-    files = (path for path in model_folder.rglob("*") if path.is_file())
-    return 2 * sum(path.stat().st_size for path in files) + _SMALL_FILES_BYTES
+    files = (path for path in Path(order.model_folder).rglob("*") if path.is_file())
+    copies = 4 if order.recipe.get("calibrate") is not None else 2
+    return copies * sum(path.stat().st_size for path in files) + _SMALL_FILES_BYTES

@@ -309,7 +309,7 @@ class Supervisor:
             runtime_seconds=self._runtime_seconds(budget),
             host_memory_bytes=budget.host_memory,
             work_folder=Path(order.work_folder),
-            disk_bytes=most_written_bytes(Path(order.model_folder)),
+            disk_bytes=most_written_bytes(order),
         )
 
     def _runtime_seconds(self, budget: Budget) -> float:

@@ -56,6 +56,20 @@ def files_below(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*") if path.is_file()}
 
 
+def test_what_data_decided_about_is_written_until_the_disk_is_full(small_disk):
+    torch = pytest.importorskip("torch")
+    from calibration.running import _save
+
+    def write():
+        for number in range(10):
+            _save({"a": torch.zeros(5 * MIB)}, small_disk / f"{number}.safetensors")
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write()
+
+    assert caught.value.errno == errno.ENOSPC
+
+
 def test_a_disk_too_small_is_told_with_both_figures_before_anything_is_written(cramped):
     model = cramped.large_model()
     filler = fill(cramped.blobs.root, leave=64 * MIB)
