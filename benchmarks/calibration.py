@@ -92,8 +92,8 @@ def main() -> None:
             quality = list(_compare_quality(folder, client, arguments))
             memory = list(_compare_memory(folder, client, arguments))
     head = f"Measured on {datetime.now().astimezone():%Y-%m-%d}: {machine}."
-    publish("calibration-quality", _quality_text(head, quality, arguments), arguments.page)
-    publish("calibration-memory", _memory_text(head, memory, arguments), arguments.page)
+    publish(arguments.page, "calibration-quality", _quality_text(head, quality, arguments))
+    publish(arguments.page, "calibration-memory", _memory_text(head, memory, arguments))
 
 
 def _read_arguments() -> argparse.Namespace:
@@ -101,6 +101,7 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1000, help="of the training; default 1000")
     parser.add_argument("--size", choices=SIZES, default="1.1B", help="of the large model")
     parser.add_argument("--rows", type=int, default=16, help="that it is taken through; default 16")
+    parser.add_argument("--methods", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--no-peer", action="store_true", help="leave llm-compressor out")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the markers")
     return parser.parse_args()
@@ -117,8 +118,8 @@ def _compare_quality(
     rows = folder / "rows.npz"
     np.savez(rows, input_ids=_rows_of(seen, 64).numpy())
     model_id, dataset = client.upload_model(model).id, client.upload_dataset(rows).id
-    for name, step in STEPS.items():
-        artifact = folder / "artifact"
+    for name in arguments.methods:
+        step, artifact = STEPS[name], folder / "artifact"
         job = run_job(client, model_id, _recipe(step, dataset))
         client.download(job.id, artifact)
         ours = judge.judge(artifact)
@@ -153,7 +154,7 @@ def _compare_memory(
     chance = np.random.default_rng(0)
     np.savez(rows, input_ids=chance.integers(0, llama.vocabulary, (arguments.rows, 256)))
     model_id, dataset = client.upload_model(model).id, client.upload_dataset(rows).id
-    for name in ("wanda 50 %", "w8a8, gptq"):
+    for name in [name for name in ("wanda 50 %", "w8a8, gptq") if name in arguments.methods]:
         recipe = _recipe(STEPS[name], dataset) | {"budget": {"host_memory": _BUDGET}}
         started = time.perf_counter()
         job = run_job(client, model_id, recipe)
