@@ -105,7 +105,7 @@ class TensorFiles:
     def __init__(self, checkpoint: Checkpoint, calibrated: Iterable[CalibratedFile] = ()) -> None:
         shards = ((checkpoint.folder / shard.name, shard.header) for shard in checkpoint.shards)
         self._headers = (*shards, *((file.path, file.header) for file in calibrated))
-        self._places: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, tuple[int, int, str]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -113,7 +113,7 @@ class TensorFiles:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._stack.callback(os.close, file)
             for tensor in header.tensors:
-                self._places[tensor.name] = file, header.data_start + tensor.start
+                self._places[tensor.name] = file, header.data_start + tensor.start, path.name
         return self
 
     def __exit__(
@@ -141,11 +141,11 @@ class TensorFiles:
         Raises:
             Problem: `invalid_artifact`: the file ended early.
         """
-        file, start = self._places[tensor.name]
+        file, start, name = self._places[tensor.name]
         elements = np.empty(count, dtype)
         position = start + first * elements.itemsize
         if os.preadv(file, [elements.data], position) != elements.nbytes:
-            raise Problem("invalid_artifact", f"A file ended inside tensor {tensor.name!r}.")
+            raise Problem("invalid_artifact", f"{name} ended inside tensor {tensor.name!r}.")
         return elements
 
     def read_floats(self, tensor: TensorSpec, first: int, count: int) -> Values:
