@@ -9,18 +9,14 @@ import numpy as np
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
-from llmcompressor.modifiers.pruning import MagnitudePruningModifier, WandaPruningModifier
+from llmcompressor.modifiers.pruning import WandaPruningModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from transformers import AutoModelForCausalLM
 
 from benchmarks.stopwatch import Stopwatch
 
-_LINEARS = r"re:.*layers.*proj$"
 _SCHEMES = {"w8a16": "W8A16", "w8a8": "INT8"}
 RECIPES = {
-    "magnitude 50 %": lambda: MagnitudePruningModifier(
-        init_sparsity=0.0, final_sparsity=0.5, targets=[_LINEARS], start=0, end=1
-    ),
     "wanda 50 %": lambda: WandaPruningModifier(
         sparsity=0.5, targets=["Linear"], ignore=["lm_head"]
     ),
