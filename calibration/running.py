@@ -1,11 +1,13 @@
 """Takes a model through its calibration data, and writes the weights that these decide about."""
 
+import ctypes
 import os
 import re
 import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -26,6 +28,9 @@ from planning.calibrated_files import CHOSEN, SMOOTHED
 from planning.plan import make_plan
 from planning.selection import Target
 
+#: `M_MMAP_THRESHOLD` of malloc.h: what is larger is mapped, and unmapped when it is freed.
+_MMAP_THRESHOLD = -3
+_LARGE_BYTES = 1024**2
 #: Told how many blocks are done, and how many there are.
 OnBlocks = Callable[[int, int], None]
 
@@ -50,6 +55,7 @@ def calibrate(
             no norm could be smoothed.
     """
     started = time.perf_counter()
+    _give_memory_back()
     checkpoint = open_checkpoint(model_folder)
     kinds = find_module_kinds(checkpoint)
     if kinds is None or recipe.calibrate is None:
@@ -116,6 +122,16 @@ class _Writer:
         if tensors:
             _save(tensors, self._folder / kind / f"{self.blocks:05}.safetensors")
             self.written[kind] |= tensors.keys()
+
+
+def _give_memory_back() -> None:
+    """Have the C library give every tensor's memory back when that is let go.
+
+    Otherwise it keeps what is smaller than the largest tensor that was ever let go, in a heap that
+    has holes, and a process grows by most of a block with each block.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
