@@ -1,5 +1,6 @@
 import contextlib
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -127,3 +128,23 @@ def make_workshop(redis_url):
 @pytest.fixture
 def workshop(make_workshop, tmp_path):
     return make_workshop(tmp_path)
+
+
+@pytest.fixture
+def put(workshop):
+    """Store a folder as a model, or bytes as a data set."""
+
+    def put(content, digit="c"):
+        digest = digit * 64
+        store = "datasets" if isinstance(content, bytes) else "models"
+        with workshop.blobs.stage() as staged:
+            if store == "datasets":
+                (staged / "files" / "data").write_bytes(content)
+                facts = {}
+            else:
+                shutil.copytree(content, staged / "files", dirs_exist_ok=True)
+                facts = open_checkpoint(staged / "files").facts()
+            workshop.blobs.publish(store, digest, staged, facts)
+        return ("ds_" if store == "datasets" else "mdl_") + digest
+
+    return put

@@ -1,7 +1,6 @@
 """Jobs whose weights data decide about: real models, in real runners and sandboxes."""
 
 import json
-import shutil
 import signal
 import threading
 
@@ -10,8 +9,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save
-
-from jobs.checkpoint import open_checkpoint
 
 LLAMA = {
     "vocab_size": 101,
@@ -24,26 +21,6 @@ LLAMA = {
 }
 WANDA = {"op": "prune", "method": "wanda", "sparsity": 0.5}
 GPTQ = {"op": "quantize", "scheme": "w8a8", "method": "gptq"}
-
-
-@pytest.fixture
-def put(workshop):
-    """Store a folder as a model, or bytes as a data set."""
-
-    def put(content, digit="c"):
-        digest = digit * 64
-        store = "datasets" if isinstance(content, bytes) else "models"
-        with workshop.blobs.stage() as staged:
-            if store == "datasets":
-                (staged / "files" / "data").write_bytes(content)
-                facts = {}
-            else:
-                shutil.copytree(content, staged / "files", dirs_exist_ok=True)
-                facts = open_checkpoint(staged / "files").facts()
-            workshop.blobs.publish(store, digest, staged, facts)
-        return ("ds_" if store == "datasets" else "mdl_") + digest
-
-    return put
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import signal
 
 import psutil
@@ -10,8 +9,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-
-from jobs.checkpoint import open_checkpoint
 
 BERT = {
     "vocab_size": 101,
@@ -22,26 +19,6 @@ BERT = {
     "max_position_embeddings": 64,
 }
 W8A16 = {"op": "quantize", "scheme": "w8a16"}
-
-
-@pytest.fixture
-def put(workshop):
-    """Store a folder as a model, or bytes as a data set."""
-
-    def put(content, digit="c"):
-        digest = digit * 64
-        store = "datasets" if isinstance(content, bytes) else "models"
-        with workshop.blobs.stage() as staged:
-            if store == "datasets":
-                (staged / "files" / "data").write_bytes(content)
-                facts = {}
-            else:
-                shutil.copytree(content, staged / "files", dirs_exist_ok=True)
-                facts = open_checkpoint(staged / "files").facts()
-            workshop.blobs.publish(store, digest, staged, facts)
-        return ("ds_" if store == "datasets" else "mdl_") + digest
-
-    return put
 
 
 @pytest.fixture
