@@ -28,8 +28,8 @@ check: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pydoclint --quiet jobs planning engine evaluation calibration programs service worker modelpress local
-	$(BIN)/codespell jobs planning engine evaluation calibration programs service worker modelpress local tests docs examples benchmarks README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/pydoclint --quiet jobs planning engine evaluation calibration programs training service worker modelpress local
+	$(BIN)/codespell jobs planning engine evaluation calibration programs training service worker modelpress local tests docs examples benchmarks README.md CHANGELOG.md CONTRIBUTING.md
 	$(BIN)/python -m service.openapi --check
 
 style: $(SETUP)

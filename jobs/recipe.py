@@ -9,9 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field, ValidationError, model_validator
 
+from jobs.finetuning import FinetuneStep
 from jobs.problems import Detail, Problem
 from jobs.recipe_text import load_document
-from jobs.steps import OPS, QuantizeStep, ShrinkStep, Step, Strict
+from jobs.step_order import parts_of, refuse_disorder, refuse_uncalibrated
+from jobs.steps import OPS, QuantizeStep, ShrinkStep, Step
+from jobs.strict import DatasetId, Strict
 
 #: To be raised with every change after which some model and recipe give an artifact of other bytes.
 ENGINE_VERSION = 1
@@ -64,9 +67,8 @@ class Budget(Strict):
 class Evaluate(Strict):
     """Run the model before and after, and compare; transformers folders and .pt2 programs."""
 
-    dataset: str | None = Field(
+    dataset: DatasetId | None = Field(
         None,
-        pattern=r"^ds_[0-9a-f]{64}$",
         description="A data set's id: texts and perhaps labels in JSON lines or parquet, a tar of "
         "images, or tensors by name in safetensors or .npz. Default: seeded random inputs.",
     )
@@ -79,8 +81,7 @@ class Evaluate(Strict):
 class Calibrate(Strict):
     """The data that `wanda`, `gptq` and `smooth` go by; transformers folders only."""
 
-    dataset: str = Field(
-        pattern=r"^ds_[0-9a-f]{64}$",
+    dataset: DatasetId = Field(
         description="A data set's id, of any kind that `evaluate` takes; labels say nothing here.",
     )
     rows: int = Field(128, ge=1, le=100_000, description="At most so many rows, the first ones.")
@@ -140,14 +141,9 @@ class Recipe(Strict):
     output: Output = Output()
 
     @model_validator(mode="after")
-    def _order(self) -> "Recipe":
-        quantizations = [i for i, step in enumerate(self.steps) if step.op == "quantize"]
-        if len(quantizations) > 1:
-            raise ValueError("a recipe has at most one quantize step")
-        if quantizations and quantizations[0] != len(self.steps) - 1:
-            raise ValueError("quantize is the last step: prune first, then quantize")
-        if any(step.op == "shrink" for step in self.steps[1:]):
-            raise ValueError("a recipe has at most one shrink step, and it is the first step")
+    def _ordered(self) -> "Recipe":
+        refuse_disorder(self.steps)
+        refuse_uncalibrated(self.steps, has_data=self.calibrate is not None)
         return self
 
     @model_validator(mode="after")
@@ -159,45 +155,42 @@ class Recipe(Strict):
             )
         return self
 
-    @model_validator(mode="after")
-    def _calibrated(self) -> "Recipe":
-        calibrated = [i for i, step in enumerate(self.steps) if step.is_calibrated]
-        if calibrated and self.calibrate is None:
-            raise ValueError(
-                f"step {calibrated[0] + 1} needs data: a calibrate section with a dataset"
-            )
-        if self.calibrate is not None and not calibrated:
-            raise ValueError(
-                "no step needs the calibrate section: prune with method wanda, or quantize with "
-                "method gptq or smooth, does"
-            )
-        if calibrated and self.shrink_step is not None:
-            raise ValueError(
-                f"step {calibrated[0] + 1} looks at the model as it came: shrink in a job before "
-                "this one, and give its artifact as the model"
-            )
-        prunes = [i for i, step in enumerate(self.steps) if step.op == "prune"]
-        if len([i for i in calibrated if i in prunes]) > 1:
-            raise ValueError("a recipe has at most one prune step with method wanda")
-        if calibrated and calibrated != list(range(calibrated[0], calibrated[-1] + 1)):
-            raise ValueError("calibrated steps follow one another: wanda, then gptq or smooth")
-        if calibrated and calibrated[0] in prunes and calibrated[0] > 0:
-            raise ValueError("wanda is the first step: it looks at the model as it came")
-        if calibrated and calibrated[0] not in prunes and prunes:
-            raise ValueError("gptq and smooth follow no prune step but wanda")
-        return self
-
     @property
     def datasets(self) -> tuple[str, ...]:
         """The data sets that the job reads, each once."""
-        sections = (self.calibrate, self.evaluate)
+        sections = (self.calibrate, self.finetune_step, self.evaluate)
         named = (section.dataset for section in sections if section is not None)
         return tuple(dict.fromkeys(dataset for dataset in named if dataset is not None))
 
     @property
     def runs_model(self) -> bool:
         """Whether the job runs the model, rather than only reading its weights."""
-        return self.calibrate is not None or self.evaluate is not None
+        sections = (self.calibrate, self.finetune_step, self.evaluate)
+        return any(section is not None for section in sections)
+
+    @property
+    def stages(self) -> tuple["Recipe", ...]:
+        """Recipes of those steps that one pass does together, in order; itself where one does all.
+
+        All but the last give the next one a model of the same form as the one that came in.
+        """
+        parts = parts_of(self.steps)
+        last = len(parts) - 1
+        return tuple(
+            self.model_copy(
+                update={
+                    "steps": part,
+                    "calibrate": self.calibrate if any(s.is_calibrated for s in part) else None,
+                    "output": self.output if i == last else Output(),
+                }
+            )
+            for i, part in enumerate(parts)
+        )
+
+    @property
+    def finetune_step(self) -> FinetuneStep | None:
+        """The step that trains; None without one."""
+        return next((step for step in self.steps if isinstance(step, FinetuneStep)), None)
 
     @property
     def rounding(self) -> QuantizeStep | None:

@@ -2,15 +2,10 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
-Pattern = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-class Strict(BaseModel):
-    """A part of a recipe: unknown keys are refused, and nothing changes once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from jobs.finetuning import FinetuneStep
+from jobs.strict import Pattern, Strict
 
 
 class PruneStep(Strict):
@@ -208,7 +203,8 @@ class QuantizeStep(Strict):
         return self.target_bytes is not None or self.max_relative_rmse is not None
 
 
-Step = Annotated[ShrinkStep | PruneStep | QuantizeStep, Field(discriminator="op")]
+AnyStep = ShrinkStep | PruneStep | FinetuneStep | QuantizeStep
+Step = Annotated[AnyStep, Field(discriminator="op")]
 
 #: What `op` may say.
 OPS: tuple[str, ...] = tuple(
@@ -216,12 +212,12 @@ OPS: tuple[str, ...] = tuple(
 )
 
 
-def method_of(step: ShrinkStep | PruneStep | QuantizeStep) -> str:
+def method_of(step: AnyStep) -> str:
     """Give what of a step names its method: plans and reports show it beside the op."""
     match step:
         case ShrinkStep():
             return step.importance
-        case PruneStep():
+        case PruneStep() | FinetuneStep():
             return step.method
         case QuantizeStep():
             return step.scheme

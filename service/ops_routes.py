@@ -8,6 +8,7 @@ import structlog
 from flask import Blueprint, Response, jsonify
 from redis.exceptions import RedisError
 
+from jobs.finetuning import FinetuneStep
 from jobs.levels import read_levels
 from jobs.problems import Problem
 from jobs.steps import PruneStep, QuantizeStep, ShrinkStep
@@ -58,6 +59,7 @@ def show_capabilities() -> Response:
         steps={
             "shrink": ShrinkStep.model_json_schema(),
             "prune": PruneStep.model_json_schema(),
+            "finetune": FinetuneStep.model_json_schema(),
             "quantize": QuantizeStep.model_json_schema(),
         },
         limits=Limits(

@@ -13,8 +13,8 @@ from jobs.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (
-    "jobs", "planning", "engine", "evaluation", "calibration", "programs", "service", "worker",
-    "modelpress", "local",
+    "jobs", "planning", "engine", "evaluation", "calibration", "programs", "training", "service",
+    "worker", "modelpress", "local",
 )  # fmt: skip
 MAP = (ROOT / "docs" / "architecture.md").read_text()
 

@@ -32,7 +32,9 @@ Level = Literal["none", "bwrap"]
 #: What a runner may write that is not its work folder: memory, so little of it.
 _TMP_BYTES = 64 * 1024**2
 #: Our packages that a runner, or the process that it asks about a model, imports.
-_PACKAGES = ("calibration", "engine", "evaluation", "jobs", "planning", "programs", "worker")
+_PACKAGES = (
+    "calibration", "engine", "evaluation", "jobs", "planning", "programs", "training", "worker",
+)  # fmt: skip
 _SYSTEM_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 #: Says that everything is mounted, then holds it open until the pipe to it closes, as it does when

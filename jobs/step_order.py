@@ -1,0 +1,90 @@
+"""Which steps a recipe may have, in which order, and which of them one pass does together."""
+
+from collections.abc import Sequence
+
+from jobs.finetuning import FinetuneStep
+from jobs.steps import AnyStep
+
+
+def parts_of(steps: Sequence[AnyStep]) -> list[tuple[AnyStep, ...]]:
+    """Split steps into those that one pass over the model does together.
+
+    Args:
+        steps: Of a recipe.
+
+    Returns:
+        The steps in order: a finetune step stands alone, and those between are together.
+    """
+    parts: list[tuple[AnyStep, ...]] = []
+    for step in steps:
+        is_alone = isinstance(step, FinetuneStep)
+        if parts and not is_alone and not isinstance(parts[-1][-1], FinetuneStep):
+            parts[-1] = (*parts[-1], step)
+        else:
+            parts.append((step,))
+    return parts
+
+
+def refuse_disorder(steps: Sequence[AnyStep]) -> None:
+    """Refuse steps that make no sense one after the other.
+
+    Args:
+        steps: Of a recipe.
+
+    Raises:
+        ValueError: In words for whoever wrote the recipe.
+    """
+    quantizations = [i for i, step in enumerate(steps) if step.op == "quantize"]
+    if len(quantizations) > 1:
+        raise ValueError("a recipe has at most one quantize step")
+    if quantizations and quantizations[0] != len(steps) - 1:
+        raise ValueError(
+            "quantize is the last step: prune first, train then what is left, then quantize"
+        )
+    if any(step.op == "shrink" for step in steps[1:]):
+        raise ValueError("a recipe has at most one shrink step, and it is the first step")
+    if sum(step.op == "finetune" for step in steps) > 1:
+        raise ValueError("a recipe has at most one finetune step")
+
+
+def refuse_uncalibrated(steps: Sequence[AnyStep], *, has_data: bool) -> None:
+    """Refuse calibrated steps without data, data without such steps, and what they cannot follow.
+
+    Args:
+        steps: Of a recipe.
+        has_data: Whether it has a calibrate section.
+
+    Raises:
+        ValueError: In words for whoever wrote the recipe.
+    """
+    calibrated = [i for i, step in enumerate(steps) if step.is_calibrated]
+    if calibrated and not has_data:
+        raise ValueError(f"step {calibrated[0] + 1} needs data: a calibrate section with a dataset")
+    if has_data and not calibrated:
+        raise ValueError(
+            "no step needs the calibrate section: prune with method wanda, or quantize with "
+            "method gptq or smooth, does"
+        )
+    first = 0
+    for part in parts_of(steps):
+        _refuse_uncalibrated_part(part, first)
+        first += len(part)
+
+
+def _refuse_uncalibrated_part(steps: Sequence[AnyStep], first: int) -> None:
+    """Refuse calibrated steps that do not see the model as the part finds it."""
+    calibrated = [i for i, step in enumerate(steps) if step.is_calibrated]
+    if calibrated and steps[0].op == "shrink":
+        raise ValueError(
+            f"step {first + calibrated[0] + 1} looks at the model as it came: shrink in a job "
+            "before this one, and give its artifact as the model"
+        )
+    prunes = [i for i, step in enumerate(steps) if step.op == "prune"]
+    if len([i for i in calibrated if i in prunes]) > 1:
+        raise ValueError("a recipe has at most one prune step with method wanda")
+    if calibrated and calibrated != list(range(calibrated[0], calibrated[-1] + 1)):
+        raise ValueError("calibrated steps follow one another: wanda, then gptq or smooth")
+    if calibrated and calibrated[0] in prunes and calibrated[0] > 0:
+        raise ValueError("wanda is the first step: it looks at the model as it came")
+    if calibrated and calibrated[0] not in prunes and prunes:
+        raise ValueError("gptq and smooth follow no prune step but wanda")

@@ -1,0 +1,42 @@
+"""What can be trained, whatever kind of model it is."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from jobs.finetuning import FinetuneStep
+from training.rows import Row
+
+
+class Trainable(Protocol):
+    """A model that was opened to be trained, its floats in float32.
+
+    Attributes:
+        name: What it is called in problems.
+        module: Holds its parameters, in training mode but for normalizations that take statistics
+            of their batch: a micro-batch's are not those of the effective batch.
+        objective: What it learns: `causal_lm`, `masked_lm`, `classification` or `regression`.
+        frozen_statistics: How many normalizations keep the statistics that they came with.
+    """
+
+    name: str
+    module: torch.nn.Module
+    objective: str
+    frozen_statistics: int
+
+    def rows(self, dataset: Path, step: FinetuneStep) -> Iterator[Row]:
+        """Read a data set as rows of what the model takes, the first `step.rows` of them."""
+
+    def trained_parameters(self, step: FinetuneStep) -> Mapping[str, torch.nn.Parameter]:
+        """Give the parameters that the step trains, by name, each once; all others are frozen."""
+
+    def logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Run it on a micro-batch: [B, T, C] where tokens are predicted, else [B, C]."""
+
+    def checkpoint_activations(self) -> bool:
+        """Have activations computed again where gradients need them; False where it cannot."""
+
+    def write(self, folder: Path) -> None:
+        """Write the model with the weights that it has now, in the form that it came in."""
