@@ -19,6 +19,8 @@ class Progress:
         done: How much of the phase is done.
         total: How much the phase has.
         unit: What is counted: ``bytes`` or ``tensors``.
+        loss: Of the last step of a training.
+        rows_per_second: Of a training, so far.
     """
 
     phase: str
@@ -27,6 +29,8 @@ class Progress:
     done: int
     total: int
     unit: str
+    loss: float | None = None
+    rows_per_second: float | None = None
 
 
 class Ticker:

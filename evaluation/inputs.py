@@ -10,8 +10,9 @@ import torch
 
 from evaluation.datasets import read_rows
 from evaluation.image_rows import ImageRows
-from evaluation.labels import label_index
+from evaluation.labels import label_index, label_value
 from evaluation.processors import Processor, image_processor, text_encoder
+from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from jobs.recipe import Calibrate, Evaluate
 
@@ -46,7 +47,7 @@ def batches_of(
     model: Any,  # noqa: ANN401 - transformers has no types
     folder: Path,
     dataset: Path | None,
-    wanted: Evaluate | Calibrate,
+    wanted: Evaluate | Calibrate | FinetuneStep,
 ) -> Iterator[Batch]:
     """Give the inputs of a model, batch by batch, the same each time.
 
@@ -63,23 +64,36 @@ def batches_of(
         Problem: `invalid_dataset`, with the row; `evaluation_failed`.
     """
     if dataset is None:
-        assert isinstance(wanted, Evaluate)  # noqa: S101 - calibration has a data set
+        assert isinstance(wanted, Evaluate)  # noqa: S101 - the others have a data set
         yield from _random_batches(model, wanted)
         return
     encode = process = None
+    # Only training knows what to do with values for labels.
+    has_values = isinstance(wanted, FinetuneStep) and model.config.num_labels == 1
     for rows in read_rows(dataset, wanted.batch_size, wanted.rows):
         if isinstance(rows, dict):
-            yield _tensor_batch(model, rows)
+            yield _tensor_batch(model, rows, has_values=has_values)
             continue
         if isinstance(rows, ImageRows):
             process = process or image_processor(folder)
-            yield _image_batch(model, process, rows)
+            found = _labels(model, rows.labels, has_values=has_values)
+            yield _image_batch(model, process, rows, found)
             continue
         encode = encode or text_encoder(folder, _longest(model, wanted))
-        yield _text_batch(model, encode(rows.texts), rows.labels)
+        found = _labels(model, rows.labels, has_values=has_values)
+        yield _text_batch(model, encode(rows.texts), found)
 
 
-def _tensor_batch(model: Any, rows: dict[str, torch.Tensor]) -> Batch:  # noqa: ANN401
+def _labels(model: Any, labels: list[Any] | None, *, has_values: bool) -> torch.Tensor | None:  # noqa: ANN401
+    """Give the labels of rows of text or of images: classes, or values."""
+    if labels is None:
+        return None
+    if has_values:
+        return torch.tensor([label_value(label) for label in labels])
+    return torch.tensor([label_index(label, model) for label in labels])
+
+
+def _tensor_batch(model: Any, rows: dict[str, torch.Tensor], *, has_values: bool) -> Batch:  # noqa: ANN401
     takes = set(inspect.signature(model.forward).parameters)
     labels = rows.pop("labels", None)
     unknown = sorted(set(rows) - takes)
@@ -95,7 +109,9 @@ def _tensor_batch(model: Any, rows: dict[str, torch.Tensor]) -> Batch:  # noqa: 
         for name, tensor in rows.items()
     }
     _require_known(model, inputs.get("input_ids"))
-    if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
+    if labels is not None and has_values:
+        labels = labels.float()
+    elif labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
         raise Problem(
             "invalid_dataset",
             f"The labels are {labels.dtype} of {list(labels.shape)}; one whole number is needed "
@@ -103,7 +119,7 @@ def _tensor_batch(model: Any, rows: dict[str, torch.Tensor]) -> Batch:  # noqa: 
         )
     return Batch(
         _with_decoder(model, inputs),
-        None if labels is None else labels.long(),
+        labels if labels is None or has_values else labels.long(),
         _mask_of(inputs),
     )
 
@@ -137,24 +153,30 @@ def _require_known(model: Any, ids: torch.Tensor | None) -> None:  # noqa: ANN40
         )
 
 
-def _text_batch(model: Any, inputs: dict[str, torch.Tensor], labels: list[Any] | None) -> Batch:  # noqa: ANN401
+def _text_batch(
+    model: Any,  # noqa: ANN401
+    inputs: dict[str, torch.Tensor],
+    labels: torch.Tensor | None,
+) -> Batch:
     takes = set(inspect.signature(model.forward).parameters)
     _require_known(model, inputs["input_ids"])
     mask = _mask_of(inputs)
     known = {name: tensor for name, tensor in inputs.items() if name in takes}
-    found = None if labels is None else torch.tensor([label_index(v, model) for v in labels])
-    return Batch(_with_decoder(model, known), found, mask)
+    return Batch(_with_decoder(model, known), labels, mask)
 
 
-def _image_batch(model: Any, process: Processor, rows: ImageRows) -> Batch:  # noqa: ANN401
+def _image_batch(
+    model: Any,  # noqa: ANN401
+    process: Processor,
+    rows: ImageRows,
+    labels: torch.Tensor | None,
+) -> Batch:
     # One after the other: an image may be far larger than what becomes of it.
     values = torch.cat([process(image) for image in rows.decoded()])
-    labels = rows.labels
-    found = None if labels is None else torch.tensor([label_index(v, model) for v in labels])
-    return Batch({model.main_input_name: values.to(next(model.parameters()).dtype)}, found)
+    return Batch({model.main_input_name: values.to(next(model.parameters()).dtype)}, labels)
 
 
-def _longest(model: Any, wanted: Evaluate | Calibrate) -> int:  # noqa: ANN401
+def _longest(model: Any, wanted: Evaluate | Calibrate | FinetuneStep) -> int:  # noqa: ANN401
     """Give how many tokens a row may have: the model has no places for more."""
     places = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # Some keep two of their places for padding.

@@ -1,5 +1,6 @@
 """Right answers of a data set's rows, as the numbers that a model gives its classes."""
 
+import math
 from typing import Any
 
 from jobs.problems import Problem
@@ -28,4 +29,24 @@ def label_index(label: object, model: Any) -> int:  # noqa: ANN401 - transformer
         "invalid_dataset",
         f"The label {str(label)[:80]!a} is none of the model's {classes} classes; give a number "
         f"below that, or a name such as {known}.",
+    )
+
+
+def label_value(label: object) -> float:
+    """Give the value that a label is, for a model that gives one rather than classes.
+
+    Args:
+        label: What stands in the row.
+
+    Returns:
+        The value.
+
+    Raises:
+        Problem: `invalid_dataset`: it is no finite number.
+    """
+    if isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label):
+        return float(label)
+    raise Problem(
+        "invalid_dataset",
+        f"The label {str(label)[:80]!a} is no number; the model gives one value for each row.",
     )

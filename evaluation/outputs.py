@@ -71,7 +71,7 @@ def read_answers(model: Any, batch: Batch, output: Any) -> Answers:  # noqa: ANN
         # A decoder's own tokens, or queries of an image: all of them are real.
         return Answers(_spread(logits, None), True, None, 0, None, tokens)
     chosen = _spread(logits, batch.mask)
-    if not _is_causal(model):
+    if not is_causal(model):
         return Answers(chosen, True, None, 0, None, tokens)
     return Answers(chosen, True, *_of_tokens(logits, batch), None, tokens)
 
@@ -102,7 +102,8 @@ def _first(output: Any, name: str) -> torch.Tensor | None:  # noqa: ANN401
     return found if isinstance(found, torch.Tensor) else None
 
 
-def _is_causal(model: Any) -> bool:  # noqa: ANN401
+def is_causal(model: Any) -> bool:  # noqa: ANN401
+    """Tell whether a model predicts each token from all before it."""
     from transformers.models.auto.modeling_auto import (  # noqa: PLC0415 - slow to import
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     )

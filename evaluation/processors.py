@@ -59,19 +59,7 @@ def text_encoder(folder: Path, longest: int) -> Encoder:
     Raises:
         Problem: `evaluation_failed`: there is none, or it names files elsewhere.
     """
-    _refuse_paths(folder)
-    from transformers import AutoTokenizer  # noqa: PLC0415 - only text needs it
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        raise Problem(
-            "evaluation_failed",
-            "The data set holds text, and the model's folder no tokenizer that opens: "
-            f"{' '.join(str(error).split())[:300]}",
-        ) from error
+    tokenizer = _open_tokenizer(folder)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -91,6 +79,38 @@ def text_encoder(folder: Path, longest: int) -> Encoder:
         )
 
     return encode
+
+
+def special_tokens(folder: Path) -> tuple[int, tuple[int, ...]]:
+    """Give the tokens of a folder's tokenizer that mean no text.
+
+    Args:
+        folder: The original.
+
+    Returns:
+        The token that hides another one, and all special ones.
+
+    Raises:
+        Problem: `evaluation_failed`: there is no tokenizer, or it hides nothing.
+    """
+    tokenizer = _open_tokenizer(folder)
+    if tokenizer.mask_token_id is None:
+        raise Problem("evaluation_failed", "The folder's tokenizer has no token that masks one.")
+    return tokenizer.mask_token_id, tuple(tokenizer.all_special_ids)
+
+
+def _open_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
+    _refuse_paths(folder)
+    from transformers import AutoTokenizer  # noqa: PLC0415 - only text needs it
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise Problem(
+            "evaluation_failed",
+            "Text is to be read, and the model's folder has no tokenizer that opens: "
+            f"{' '.join(str(error).split())[:300]}",
+        ) from error
 
 
 def _refuse_paths(folder: Path) -> None:

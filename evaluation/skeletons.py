@@ -92,6 +92,17 @@ class Skeleton:
         with blamed_on("evaluation_failed", f"{model_class.__name__} cannot be filled"):
             self._fill_the_rest()
 
+    @property
+    def stored(self) -> Mapping[str, str]:
+        """The tensor of the checkpoint that each of the model's weights is, by name."""
+        return self._stored
+
+    def load_all(self) -> None:
+        """Read all weights, none of them mapped, into memory of their own; tied ones are one."""
+        for name, stored in self._stored.items():
+            self._put(name, self.read(stored).to(self._dtype_for(stored)))
+        self.model.tie_weights()
+
     def load(self, block: Block) -> None:
         """Read a block's weights into memory of their own."""
         for name, stored in block.weights.items():

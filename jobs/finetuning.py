@@ -23,8 +23,8 @@ class Lora(Strict):
     alpha: float = Field(16.0, gt=0, description="An adapter's output is scaled by alpha / rank.")
     merge: bool = Field(
         True,
-        description="Add adapters to the weights that they stand beside, those that are zero apart. "
-        "Otherwise they are kept in a folder `adapter`, as peft writes one.",
+        description="Add adapters to the weights that they stand beside, zeros apart. Otherwise "
+        "they are kept in a folder `adapter`, as peft writes one.",
     )
 
 
@@ -129,6 +129,8 @@ class FinetuneStep(Strict):
             raise ValueError("lora is for method: lora, or where savings name it")
         if self.evaluate_every is None and (self.patience is not None or self.keep_best):
             raise ValueError("patience and keep_best go by held-out rows: give evaluate_every")
+        if self.distill and self.objective in ("masked_lm", "regression"):
+            raise ValueError(f"distill is for classes and next tokens, not for {self.objective}")
         if len(set(self.savings)) != len(self.savings):
             raise ValueError("savings names one of them twice")
         return self

@@ -42,6 +42,8 @@ class Progress(_Value):
     total: int = Field(ge=0, lt=2**53)
     unit: str = Field(max_length=64, description="What done and total count, such as `bytes`.")
     eta_seconds: float | None = Field(None, description="Time left at the recent pace.")
+    loss: float | None = Field(None, description="Of the last step, where a model is trained.")
+    rows_per_second: float | None = Field(None, description="So far, where a model is trained.")
 
 
 class Attempt(_Value):

@@ -96,6 +96,8 @@ CATALOGUE: dict[str, Kind] = {
     "shrink_unsupported": Kind(422, "The model cannot be shrunk"),
     "unknown_architecture": Kind(422, "The installed transformers does not know this architecture"),
     "output_unsupported": Kind(422, "The output format cannot hold this model"),
+    "finetune_unsupported": Kind(422, "The model cannot be trained like that"),
+    "training_diverged": Kind(422, "The training went astray"),
     "gate_failed": Kind(422, "The result does not pass the gate"),
     "out_of_memory": Kind(422, "The job ran out of memory"),
     "memory_budget_exceeded": Kind(422, "The job used more memory than its budget"),

@@ -76,6 +76,11 @@ class Evaluate(Strict):
     batch_size: int = Field(8, ge=1, le=4096, description="Rows that are run at a time.")
     max_length: int = Field(128, ge=2, le=32_768, description="Tokens of a row, at most.")
     seed: int = Field(0, ge=0, lt=2**63, description="Of random inputs.")
+    between: bool = Field(
+        False,
+        description="Look after every step, not only after the last: each is then a stage of its "
+        "own, whose artifact is written, verified and run.",
+    )
 
 
 class Calibrate(Strict):
@@ -174,7 +179,8 @@ class Recipe(Strict):
 
         All but the last give the next one a model of the same form as the one that came in.
         """
-        parts = parts_of(self.steps)
+        is_split = self.evaluate is not None and self.evaluate.between
+        parts = [(step,) for step in self.steps] if is_split else parts_of(self.steps)
         last = len(parts) - 1
         return tuple(
             self.model_copy(
@@ -195,13 +201,13 @@ class Recipe(Strict):
     @property
     def rounding(self) -> QuantizeStep | None:
         """The quantize step; None without one."""
-        last = self.steps[-1]
+        last = self.steps[-1] if self.steps else None
         return last if isinstance(last, QuantizeStep) else None
 
     @property
     def shrink_step(self) -> ShrinkStep | None:
         """The step that makes tensors smaller before all others; None without one."""
-        first = self.steps[0]
+        first = self.steps[0] if self.steps else None
         return first if isinstance(first, ShrinkStep) else None
 
     @property

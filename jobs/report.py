@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.quality import Calibration, Quality
+from jobs.quality import Agreement, Calibration, Quality, Running
 from jobs.shrunk import Shrunk
+from jobs.training import Training
 
 Bytes = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -86,7 +87,7 @@ class Memory(_Value):
 class StepReport(_Value):
     """One step of the recipe."""
 
-    op: Literal["shrink", "prune", "quantize"]
+    op: Literal["shrink", "prune", "finetune", "quantize"]
     method: str = Field(
         description="As in the recipe; the scheme of a quantize step, the importance of a shrink "
         "step."
@@ -191,6 +192,19 @@ class Verification(_Value):
     peak_bytes: Bytes = Field(description="Resident peak of that process.")
 
 
+class StageReport(_Value):
+    """Consecutive steps that one pass did, where it took several."""
+
+    steps: tuple[int, ...] = Field(description="Their numbers, from 1.")
+    artifact_bytes: Bytes = Field(description="Of the weights' files that they left.")
+    measured_peak_bytes: Bytes
+    seconds: Seconds
+    after: Running | None = Field(
+        None, description="What running that gave, where the recipe evaluates between steps."
+    )
+    agreement: Agreement | None = Field(None, description="With the model that came in.")
+
+
 class Report(_Value):
     """Everything measured about one job."""
 
@@ -198,6 +212,9 @@ class Report(_Value):
     artifact: ArtifactFacts
     memory: Memory
     steps: tuple[StepReport, ...]
+    stages: tuple[StageReport, ...] = Field(
+        (), description="From the model to the artifact; empty where one pass did all steps."
+    )
     tensors: tuple[TensorReport, ...]
     skipped: tuple[Skipped, ...]
     shrunk: Shrunk | None = Field(None, description="None where the recipe does not shrink.")
@@ -218,6 +235,9 @@ class Report(_Value):
     )
     calibration: Calibration | None = Field(
         None, description="What data decided; None where the recipe has no calibrated step."
+    )
+    training: Training | None = Field(
+        None, description="What training gave; None where the recipe has no finetune step."
     )
     quality: Quality | None = Field(
         None, description="What running the model gave; None where the recipe does not evaluate."

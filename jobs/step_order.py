@@ -45,6 +45,9 @@ def refuse_disorder(steps: Sequence[AnyStep]) -> None:
         raise ValueError("a recipe has at most one shrink step, and it is the first step")
     if sum(step.op == "finetune" for step in steps) > 1:
         raise ValueError("a recipe has at most one finetune step")
+    first = steps[0]
+    if isinstance(first, FinetuneStep) and first.distill:
+        raise ValueError("distill learns from the model as it came: prune or shrink before it")
 
 
 def refuse_uncalibrated(steps: Sequence[AnyStep], *, has_data: bool) -> None:

@@ -126,6 +126,10 @@ def show_job(on: Meter, job: Job) -> None:
         amounts = f"{progress.done} of {progress.total} {progress.unit}"
         if progress.unit == "bytes":
             amounts = f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
+        if progress.loss is not None:
+            amounts += f", loss {progress.loss:.4g}"
+        if progress.rows_per_second is not None:
+            amounts += f", {progress.rows_per_second:.3g} rows/s"
         if progress.eta_seconds is not None:
             amounts += f", {format_seconds(progress.eta_seconds)} left"
         phase = printable(progress.phase)

@@ -12,7 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from modelpress.sizes import format_bytes, format_seconds, printable
+from modelpress.report_lines import report_lines
+from modelpress.report_values import count_text, decimal_text, percent_text, size_text
+from modelpress.sizes import format_seconds, printable
 
 WORST_TENSORS = 10
 
@@ -34,6 +36,8 @@ def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group
         tables.append(_quality(report["quality"]))
     if report.get("steps"):
         tables.append(_steps(report["steps"]))
+    if report.get("stages"):
+        tables.append(_stages(report["stages"], report.get("steps") or []))
     if report.get("tensors"):
         tables.append(_tensors(report["tensors"], all_tensors=all_tensors))
     if report.get("sensitivity"):
@@ -43,99 +47,20 @@ def render_report(report: dict[str, Any], *, all_tensors: bool = False) -> Group
     if report.get("loaders"):
         tables.append(_loaders(report["loaders"]))
     spaced: list[RenderableType] = [Padding(table, (1, 0, 0, 0), expand=False) for table in tables]
-    return Group(*_lines(report), *spaced)
-
-
-def _lines(report: dict[str, Any]) -> list[Text]:
-    lines = [_headline(report), _memory(report.get("memory") or {})]
-    if report.get("shrunk"):
-        lines.append(_shrunk(report["shrunk"], report.get("model") or {}))
-    if report.get("verification"):
-        lines.append(_verification(report["verification"]))
-    if report.get("calibration"):
-        lines.append(_calibration(report["calibration"]))
-    if report.get("quality"):
-        lines.append(_agreement(report["quality"]))
-    return lines
-
-
-def _headline(report: dict[str, Any]) -> Text:
-    model, artifact = report.get("model") or {}, report.get("artifact") or {}
-    before, after = _size(model.get("bytes")), _size(artifact.get("bytes"))
-    ratio = artifact.get("size_ratio")
-    percent = f" ({ratio:.1%} of the model)" if ratio is not None else ""
-    seconds = (report.get("speed") or {}).get("total_seconds")
-    took = f" in {format_seconds(seconds)}" if seconds is not None else ""
-    return Text(f"{before} -> {after}{percent}{took}", style="bold")
-
-
-def _memory(memory: dict[str, Any]) -> Text:
-    facts = [
-        ("peak", memory.get("measured_peak_bytes")),
-        ("planned", memory.get("predicted_peak_bytes")),
-        ("inspection", memory.get("inspection_peak_bytes")),
-        ("added to idle", memory.get("added_anonymous_bytes")),
-        ("device peak", (memory.get("device") or {}).get("reserved_peak_bytes")),
-        ("budget", memory.get("budget_bytes")),
-        ("headroom", memory.get("headroom_bytes")),
-    ]
-    known = [f"{name} {format_bytes(value)}" for name, value in facts if value is not None]
-    return Text("memory: " + (", ".join(known) or "not measured"))
-
-
-def _shrunk(shrunk: dict[str, Any], model: dict[str, Any]) -> Text:
-    before, after = _count(model.get("parameters")), _count(shrunk.get("parameters"))
-    sizes = ", ".join(f"{key} {value}" for key, value in (shrunk.get("config") or {}).items())
-    return Text(printable(f"shrunk: {before} -> {after} parameters; {sizes}"))
-
-
-def _verification(found: dict[str, Any]) -> Text:
-    tensors, rows, error = (found.get(name) for name in ("tensors", "rows", "max_error_steps"))
-    compared = f"{tensors or 0:,} tensors, {rows or 0:,} of their rows compared with the model"
-    return Text(f"verified: {compared}" + (f", error {error:.3f} steps" if error else ""))
-
-
-def _calibration(found: dict[str, Any]) -> Text:
-    facts = [f"{_count(found.get('rows'))} rows"]
-    if found.get("tokens") is not None:
-        facts.append(f"{_count(found['tokens'])} tokens")
-    facts.append(f"{_count(found.get('blocks'))} blocks one by one")
-    facts.append(f"peak {_size(found.get('resident_peak_bytes'))}")
-    if found.get("seconds") is not None:
-        facts.append(format_seconds(found["seconds"]))
-    if found.get("smoothed_norms"):
-        facts.append(f"{len(found['smoothed_norms'])} norms smoothed")
-    ratios = sorted((found.get("error_ratios") or {}).values())
-    if ratios:
-        median = _percent(ratios[len(ratios) // 2])
-        facts.append(f"squared error of outputs {median} of plain rounding's")
-    return Text("calibrated: " + ", ".join(facts))
-
-
-def _agreement(quality: dict[str, Any]) -> Text:
-    found = quality.get("agreement") or {}
-    facts = [
-        ("cosine", _decimal(found.get("mean_cosine"))),
-        ("lowest", _decimal(found.get("least_cosine"))),
-        ("KL", _decimal(found.get("kl_divergence"))),
-        ("same first choice", _percent(found.get("top1_agreement"))),
-    ]
-    known = ", ".join(f"{name} {value}" for name, value in facts if value != "-")
-    inputs = "random inputs" if quality.get("data") == "synthetic" else "data set"
-    return Text(f"answers: {known} ({_count(found.get('outputs'))} outputs, {inputs})")
+    return Group(*report_lines(report), *spaced)
 
 
 def _quality(quality: dict[str, Any]) -> Table:
     table = _table("Run before and after", "", "before>", "after>")
     before, after = quality.get("before") or {}, quality.get("after") or {}
     rows: list[tuple[str, Callable[[Any], str]]] = [
-        ("accuracy", _percent),
-        ("perplexity", _decimal),
-        ("loss", _decimal),
-        ("rows_per_second", _decimal),
-        ("tokens_per_second", _decimal),
-        ("weight_bytes", _size),
-        ("resident_peak_bytes", _size),
+        ("accuracy", percent_text),
+        ("perplexity", decimal_text),
+        ("loss", decimal_text),
+        ("rows_per_second", decimal_text),
+        ("tokens_per_second", decimal_text),
+        ("weight_bytes", size_text),
+        ("resident_peak_bytes", size_text),
     ]
     for name, shown in rows:
         if before.get(name) is not None or after.get(name) is not None:
@@ -146,14 +71,6 @@ def _quality(quality: dict[str, Any]) -> Table:
         shown_latencies = [_milliseconds(latency.get(size)) for latency in latencies]
         table.add_row(f"latency, batch {_text(size)}", *shown_latencies)
     return table
-
-
-def _decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
 
 
 def _milliseconds(seconds: float | None) -> str:
@@ -167,10 +84,28 @@ def _steps(steps: list[dict[str, Any]]) -> Table:
         table.add_row(
             _text(f"{step.get('op', '')} {step.get('method', '')}"),
             "-" if seconds is None else format_seconds(seconds),
-            _size(step.get("bytes_read")),
-            _size(step.get("bytes_written")),
-            _count(step.get("tensors_changed")),
-            _count(step.get("weights_pruned")),
+            size_text(step.get("bytes_read")),
+            size_text(step.get("bytes_written")),
+            count_text(step.get("tensors_changed")),
+            count_text(step.get("weights_pruned")),
+        )
+    return table
+
+
+def _stages(stages: list[dict[str, Any]], steps: list[dict[str, Any]]) -> Table:
+    table = _table("Stages", "steps", "size>", "peak>", "time>", "perplexity>", "accuracy>", "KL>")
+    for stage in stages:
+        numbers = [n for n in stage.get("steps") or [] if n <= len(steps)]
+        after, agreement = stage.get("after") or {}, stage.get("agreement") or {}
+        seconds = stage.get("seconds")
+        table.add_row(
+            _text(", ".join(f"{n}. {steps[n - 1].get('op', '')}" for n in numbers)),
+            size_text(stage.get("artifact_bytes")),
+            size_text(stage.get("measured_peak_bytes")),
+            "-" if seconds is None else format_seconds(seconds),
+            decimal_text(after.get("perplexity")),
+            percent_text(after.get("accuracy")),
+            decimal_text(agreement.get("kl_divergence")),
         )
     return table
 
@@ -186,7 +121,7 @@ def _tensors(tensors: list[dict[str, Any]], *, all_tensors: bool) -> Table:
             _text(tensor.get("name", "")),
             _text("x".join(str(n) for n in tensor.get("shape") or ())),
             _text(f"{before.get('dtype', '?')} -> {after.get('dtype', '?')}"),
-            f"{_size(before.get('bytes'))} -> {_size(after.get('bytes'))}",
+            f"{size_text(before.get('bytes'))} -> {size_text(after.get('bytes'))}",
             f"{after.get('sparsity') or 0.0:.1%}",
             f"{tensor.get('relative_rmse') or 0.0:.5f}",
         )
@@ -202,7 +137,7 @@ def _sensitivity(ranked: list[dict[str, Any]], *, all_tensors: bool) -> Table:
         table.add_row(
             _text(one.get("name", "")),
             f"{one.get('relative_rmse') or 0.0:.5f}",
-            _size(one.get("saved_bytes")),
+            size_text(one.get("saved_bytes")),
             "float" if one.get("kept_float") else "int8",
         )
     return table
@@ -242,11 +177,3 @@ def _table(title: str, *columns: str) -> Table:
 def _text(value: object) -> Text:
     # As a Text, square brackets in a name are not taken for markup.
     return Text(printable(value))
-
-
-def _size(nbytes: int | None) -> str:
-    return "-" if nbytes is None else format_bytes(nbytes)
-
-
-def _count(count: int | None) -> str:
-    return "-" if count is None else f"{count:,}"

@@ -60,6 +60,8 @@ class Progress:
         total: Out of how much.
         unit: What `done` and `total` count, such as ``bytes``.
         eta_seconds: Time left at the recent pace, where it is known.
+        loss: Of the last step, where a model is trained.
+        rows_per_second: So far, where a model is trained.
     """
 
     phase: str
@@ -69,6 +71,8 @@ class Progress:
     total: int
     unit: str
     eta_seconds: float | None
+    loss: float | None = None
+    rows_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -228,4 +232,6 @@ def _progress_from(raw: Mapping[str, Any] | None) -> Progress | None:
         total=raw.get("total", 0),
         unit=raw.get("unit", ""),
         eta_seconds=raw.get("eta_seconds"),
+        loss=raw.get("loss"),
+        rows_per_second=raw.get("rows_per_second"),
     )

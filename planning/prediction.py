@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from jobs.finetuning import FinetuneStep
 from jobs.problems import Detail, Problem
 from jobs.recipe import Budget
 from jobs.steps import PruneStep, QuantizeStep, method_of
@@ -10,6 +11,7 @@ from planning.memory_model import Levels, MemoryModel, TensorCounts
 from planning.plan import Plan
 from planning.running import least_running_bytes, running_bytes
 from planning.traffic import bytes_read
+from planning.training import trained_tensors
 from planning.working_set import CHUNK_BYTES, WorkingSet
 
 
@@ -163,6 +165,8 @@ def _predict_step(plan: Plan, index: int, bytes_measured: int, peak: int) -> Ste
         changed = sum(index in target.prune_steps for target in targets)
     elif isinstance(step, QuantizeStep):
         changed = sum(target.scheme is not None for target in targets)
+    elif isinstance(step, FinetuneStep):
+        changed = trained_tensors(plan.checkpoint, step)
     else:
         changed = sum(target.cut is not None for target in targets)
     written = plan.shards if is_last else ()

@@ -8,6 +8,7 @@ from jobs.problems import Detail, Problem
 from jobs.recipe import Calibrate, Recipe
 from planning.blocks import block_of
 from planning.selection import Target
+from planning.training import least_training_bytes, training_bytes
 
 #: torch and transformers, once imported: seen 440 to 500 MB, and none below the first.
 _LEAST_LIBRARY_BYTES = 400_000_000
@@ -22,7 +23,7 @@ _INVERSES = 3
 
 
 def refuse_unrunnable(recipe: Recipe, pointer: str, *, has_config: bool) -> None:
-    """Refuse to evaluate or calibrate what transformers does not open.
+    """Refuse to evaluate, calibrate or train what transformers does not open.
 
     Args:
         recipe: What is to be done.
@@ -33,7 +34,8 @@ def refuse_unrunnable(recipe: Recipe, pointer: str, *, has_config: bool) -> None
         Problem: `evaluation_unsupported`.
     """
     if recipe.runs_model and not has_config:
-        section = "calibrate" if recipe.calibrate else "evaluate"
+        trains = [f"steps/{i}" for i, step in enumerate(recipe.steps) if step.op == "finetune"]
+        section = [*trains, "calibrate" if recipe.calibrate else "evaluate"][0]
         raise _unsupported(
             f"{pointer}/{section}",
             f"{section} runs transformers folders, and the model has no config.json. Upload the "
@@ -64,6 +66,8 @@ def least_running_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
         held.append(_weight_bytes(checkpoint))
     if recipe.calibrate is not None:
         held.append(_largest_block_bytes(checkpoint))
+    if recipe.finetune_step is not None:
+        held.append(least_training_bytes(checkpoint, recipe.finetune_step))
     return _LEAST_LIBRARY_BYTES + max(held) if held else 0
 
 
@@ -83,6 +87,9 @@ def running_bytes(checkpoint: Checkpoint, recipe: Recipe, targets: Iterable[Targ
         held.append((1 + _SHARE_ON_TOP) * _weight_bytes(checkpoint))
     if recipe.calibrate is not None:
         held.append(_calibrating_bytes(checkpoint, recipe, recipe.calibrate, list(targets)))
+    if recipe.finetune_step is not None:
+        step = recipe.finetune_step
+        held.append(training_bytes(checkpoint, recipe, step, _LIBRARY_BYTES))
     return _LIBRARY_BYTES + round(max(held)) if held else 0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from jobs.checkpoint import Checkpoint
+from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from jobs.recipe import Recipe
 from jobs.report import Skipped
@@ -151,7 +152,7 @@ def choose(
     quantized: set[str] = set()
     units: tuple[tuple[str, ...], ...] = ()
     for index, step in enumerate(recipe.steps):
-        if isinstance(step, ShrinkStep):
+        if isinstance(step, ShrinkStep | FinetuneStep):
             continue
         reasons = {c.weight.name: reason_against(c, step, output_format) for c in candidates}
         if isinstance(step, QuantizeStep):
@@ -183,7 +184,7 @@ def choose(
         for matrix in candidate.matrices
         if any(matrix.tensor.name in changed for changed in (quantized, pruned, cuts))
     }
-    if not targets and any(not isinstance(step, ShrinkStep) for step in recipe.steps):
+    if not targets and any(isinstance(step, PruneStep) for step in recipe.steps):
         raise Problem(
             "nothing_changed",
             "Every sparsity of the recipe rounds to no weight at all in every selected tensor.",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from jobs.report import Report
+from service.report_curves import Curve, draw_curves
 
 # A page with ten thousand bars helps nobody: the worst tell the most.
 _MOST_TENSORS = 24
@@ -49,11 +50,13 @@ class Page:
     Attributes:
         figures: Name, value and a remark, for the top of the page.
         charts: Below them.
+        curves: How a training went, below these.
         report: For the tables.
     """
 
     figures: tuple[tuple[str, str, str], ...]
     charts: tuple[Chart, ...]
+    curves: tuple[Curve, ...]
     report: Report
 
 
@@ -73,7 +76,8 @@ def draw(report: Report) -> Page:
         _errors(report),
         _sensitivity(report),
     )
-    return Page(_figures(report), tuple(chart for chart in charts if chart.bars), report)
+    curves = draw_curves(report.training, human_bytes)
+    return Page(_figures(report), tuple(chart for chart in charts if chart.bars), curves, report)
 
 
 def human_bytes(count: float) -> str:
@@ -119,6 +123,7 @@ def _figures(report: Report) -> tuple[tuple[str, str, str], ...]:
         ),
         ("Verified", *verified),
         *_calibrated(report),
+        *_trained(report),
         *_answers(report),
     )
 
@@ -137,6 +142,19 @@ def _calibrated(report: Report) -> Iterator[tuple[str, str, str]]:
     if found.error_ratios:
         ratio = median(found.error_ratios.values())
         yield "Error by gptq", f"{ratio:.0%}", "squared, of plain rounding's, in outputs; median"
+
+
+def _trained(report: Report) -> Iterator[tuple[str, str, str]]:
+    found = report.training
+    if found is None:
+        return
+    saved = "".join(f", {saving}" for saving in found.savings)
+    peak = human_bytes(found.resident_peak_bytes)
+    rows = f"of {found.batch_size} rows, {found.micro_batch_size} at a time{saved}; peak {peak}"
+    yield "Trained", f"{found.steps} steps", rows
+    if found.losses:
+        last, first = found.losses[-1].loss, found.losses[0].loss
+        yield "Loss", f"{last:.4g}", f"it was {first:.4g} in the first step"
 
 
 def _answers(report: Report) -> Iterator[tuple[str, str, str]]:

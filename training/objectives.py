@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from evaluation.inputs import MASK
+from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
+from training.divergence import CHOICES, SHARES, divergence_sum
 from training.rows import LABELS
 
 #: A target that nothing is expected of.
@@ -27,10 +29,12 @@ class Task:
     Attributes:
         inputs: What it takes.
         targets: int64 [B, T] or [B], `IGNORED` where nothing is expected; float [B, C] of values.
+        taught: Classes, and logarithms of their shares, as another model answered; or None.
     """
 
     inputs: Mapping[str, torch.Tensor]
     targets: torch.Tensor
+    taught: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def count(self) -> int:
@@ -44,8 +48,8 @@ def task_of(objective: str, fields: Mapping[str, torch.Tensor]) -> Task:
     """Tell what of a batch a model is given, and what it is to answer.
 
     Args:
-        objective: `causal_lm`: each token after all before it; `classification`: each row's label;
-            `regression`: each row's value or values.
+        objective: `causal_lm`: each token after all before it; `masked_lm`: those of the labels,
+            [B, T]; `classification`: each row's label; `regression`: each row's values.
         fields: The batch.
 
     Returns:
@@ -54,29 +58,46 @@ def task_of(objective: str, fields: Mapping[str, torch.Tensor]) -> Task:
     Raises:
         Problem: `invalid_dataset`: the rows have no labels, and need some.
     """
-    inputs = {name: values for name, values in fields.items() if name != LABELS}
+    inputs = {name: v for name, v in fields.items() if name not in (LABELS, CHOICES, SHARES)}
+    taught = (fields[CHOICES], fields[SHARES]) if CHOICES in fields else None
     if objective == "causal_lm":
-        return Task(inputs, _next_tokens(inputs))
+        return Task(inputs, _next_tokens(inputs), taught)
     if LABELS not in fields:
         raise Problem(
             "invalid_dataset",
             f"The rows have no labels, which the objective {objective} learns. Give each row one.",
         )
     labels = fields[LABELS]
-    return Task(inputs, labels.float() if objective == "regression" else labels)
+    return Task(inputs, labels.float() if objective == "regression" else labels, taught)
 
 
-def loss_sum(objective: str, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def loss_sum(
+    objective: str, logits: torch.Tensor, task: Task, step: FinetuneStep | None = None
+) -> torch.Tensor:
     """Give the loss of a micro-batch.
 
     Args:
         objective: As of `task_of`.
         logits: What the model answers, [B, T, C] or [B, C].
-        targets: What it was to answer.
+        task: What it was to answer.
+        step: How much of the loss is the divergence from what another model answered; None is
+            nothing of it.
 
     Returns:
         The sum of the targets' losses, float32: cross-entropies in nats, or squared differences.
     """
+    targets = task.targets.to(logits.device)
+    if step is not None and step.distill and task.taught is not None:
+        choices, shares = (values.to(logits.device) for values in task.taught)
+        is_target = targets != IGNORED
+        learnt = divergence_sum(logits, choices, shares, is_target, step.temperature)
+        if step.distill == 1:
+            return learnt
+        return step.distill * learnt + (1 - step.distill) * _own_loss(objective, logits, targets)
+    return _own_loss(objective, logits, targets)
+
+
+def _own_loss(objective: str, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     if objective == "regression":
         values = logits.float().reshape(len(logits), -1)
         return F.mse_loss(values, targets.reshape(len(targets), -1), reduction="sum")

@@ -18,7 +18,12 @@ from jobs.problems import Problem
 
 #: What a label is called among a row's fields.
 LABELS = "labels"
-_NUMPY = {torch.bool: np.bool_, torch.int64: np.int64, torch.float32: np.float32}
+_NUMPY = {
+    torch.bool: np.bool_,
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+    torch.float32: np.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -101,14 +106,11 @@ class RowStore:
 
     def __init__(self, folder: Path, rows: Iterable[Row]) -> None:
         self._fields: dict[str, _Field] = {}
-        lengths: list[int] = []
-        for number, row in enumerate(rows, start=1):
-            if not self._fields:
-                self._open(folder, row)
-            self._append(row, number)
-            lengths.append(1 if row.tokens is None else row.tokens)
-        if not lengths:
-            raise Problem("invalid_dataset", "The data set has no rows.")
+        try:
+            lengths = self._write(folder, rows)
+        except BaseException:
+            self.close()
+            raise
         self.tokens = np.array(lengths, np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.tokens)])
 
@@ -136,6 +138,18 @@ class RowStore:
             name: torch.stack([self._read(field, number, longest) for number in numbers])
             for name, field in self._fields.items()
         }
+
+    def _write(self, folder: Path, rows: Iterable[Row]) -> list[int]:
+        """Write all rows, and give how long each is."""
+        lengths: list[int] = []
+        for number, row in enumerate(rows, start=1):
+            if not self._fields:
+                self._open(folder, row)
+            self._append(row, number)
+            lengths.append(1 if row.tokens is None else row.tokens)
+        if not lengths:
+            raise Problem("invalid_dataset", "The data set has no rows.")
+        return lengths
 
     def _open(self, folder: Path, row: Row) -> None:
         for name, values in row.fields.items():

@@ -6,8 +6,9 @@ from typing import Protocol
 
 import torch
 
+from evaluation.inputs import Batch
 from jobs.finetuning import FinetuneStep
-from training.rows import Row
+from training.masking import Masking
 
 
 class Trainable(Protocol):
@@ -19,18 +20,23 @@ class Trainable(Protocol):
             of their batch: a micro-batch's are not those of the effective batch.
         objective: What it learns: `causal_lm`, `masked_lm`, `classification` or `regression`.
         frozen_statistics: How many normalizations keep the statistics that they came with.
+        masking: How tokens are hidden, where that is what it learns.
     """
 
     name: str
     module: torch.nn.Module
     objective: str
     frozen_statistics: int
+    masking: Masking | None
 
-    def rows(self, dataset: Path, step: FinetuneStep) -> Iterator[Row]:
-        """Read a data set as rows of what the model takes, the first `step.rows` of them."""
+    def batches(self, dataset: Path, step: FinetuneStep) -> Iterator[Batch]:
+        """Read a data set as batches of what the model takes, the first `step.rows` rows of it."""
 
     def trained_parameters(self, step: FinetuneStep) -> Mapping[str, torch.nn.Parameter]:
         """Give the parameters that the step trains, by name, each once; all others are frozen."""
+
+    def set_training(self) -> None:
+        """Go back to training mode after the model was looked at in evaluation mode."""
 
     def logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Run it on a micro-batch: [B, T, C] where tokens are predicted, else [B, C]."""

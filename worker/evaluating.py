@@ -1,11 +1,35 @@
 """What the runners gave that ran the model and its artifact."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.problems import Problem
 from jobs.quality import Quality
+from jobs.report import Report
 from worker.collect import read_ran
-from worker.runner import AFTER_NAME, BEFORE_NAME
+from worker.runner import AFTER_NAME, BEFORE_NAME, Order
+
+
+def with_stages(report: Report, stages: Sequence[Order]) -> Report:
+    """Give a report with what running the artifact of every stage gave, where that was looked at.
+
+    Args:
+        report: The report of the job, whose own quality is read already.
+        stages: The orders of its stages.
+
+    Returns:
+        It, each of its stages with what was measured after it.
+
+    Raises:
+        Problem: `invalid_artifact`: what a runner left is something else.
+    """
+    found = []
+    for stage, told in zip(stages, report.stages, strict=False):
+        path = Path(stage.work_folder) / AFTER_NAME
+        ran = read_ran(path) if path.exists() else None
+        update = {"after": ran.running, "agreement": ran.agreement} if ran else {}
+        found.append(told.model_copy(update=update))
+    return report.model_copy(update={"stages": tuple(found)})
 
 
 def read_quality(work: Path, *, has_dataset: bool) -> Quality:

@@ -4,12 +4,49 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.recipe import Recipe
+from jobs.recipe import Recipe, parse_recipe
 from worker.runner import Order
+from worker.work_files import ARTIFACT_NAME
+
+#: Where all stages but the last make what the next one begins with.
+_STAGE_NAME = "stage-"
+
+
+def stage_orders(order: Order, recipe: Recipe) -> list[Order]:
+    """Give an order for every stage of a recipe.
+
+    Args:
+        order: Of the job; it says `compress`.
+        recipe: Its recipe.
+
+    Returns:
+        Orders with the recipes of the stages. Each takes for its model what the one before it made
+        in a folder of its own; the last one works in the job's.
+    """
+    orders: list[Order] = []
+    stages = recipe.stages
+    model, before = order.model_folder, 0
+    for number, stage in enumerate(stages, start=1):
+        is_last = number == len(stages)
+        work = Path(order.work_folder) / ("" if is_last else f"{_STAGE_NAME}{number}")
+        orders.append(
+            replace(
+                order,
+                model_folder=model,
+                original_folder=None if model == order.model_folder else order.model_folder,
+                work_folder=str(work),
+                recipe=stage.model_dump(mode="json"),
+                task="finetune" if stage.finetune_step else "compress",
+                steps_before=before,
+                steps_after=len(recipe.steps) - before - len(stage.steps),
+            )
+        )
+        model, before = str(work / ARTIFACT_NAME), before + len(stage.steps)
+    return orders
 
 
 def making_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) -> list[Order]:
-    """Give the orders of the runners that make the artifact.
+    """Give the orders of the runners that make the artifact, its own verification apart.
 
     Args:
         order: Of the job; it says `compress`.
@@ -17,9 +54,25 @@ def making_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) ->
         datasets: The uploaded files, by the ids of the data sets.
 
     Returns:
-        It, and before it one that says `calibrate` where data decide about weights. Of a program
-        that loses channels, it has the data set that the artifact will be run on.
+        Those of each stage, and between two stages one that verifies the first of them.
     """
+    orders: list[Order] = []
+    for stage in stage_orders(order, recipe):
+        orders += _making_orders(stage, parse_recipe(stage.recipe), datasets)
+        if stage.steps_after:
+            orders.append(replace(stage, task="verify"))
+    return orders
+
+
+def _making_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) -> list[Order]:
+    """Give the orders of one stage.
+
+    Returns:
+        Its own, and before it one that says `calibrate` where data decide about weights. Of a
+        program that loses channels, it has the data set that the artifact will be run on.
+    """
+    if recipe.finetune_step is not None:
+        return [replace(order, dataset=str(datasets[recipe.finetune_step.dataset]))]
     if recipe.calibrate is None:
         name = recipe.evaluate.dataset if recipe.evaluate else None
         is_shrunk = any(step.op == "shrink" for step in recipe.steps)
@@ -29,7 +82,7 @@ def making_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) ->
 
 
 def running_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) -> list[Order]:
-    """Give the orders of the two runners that run the model and then its artifact.
+    """Give the orders of the runners that run the model and then what was made of it.
 
     Args:
         order: Of the job.
@@ -37,8 +90,14 @@ def running_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) -
         datasets: The uploaded files, by the ids of the data sets.
 
     Returns:
-        One that says `run_original`, and one that says `run_artifact`.
+        One that says `run_original`, and those that say `run_artifact`: of every stage where the
+        recipe evaluates between steps, else of the last one alone.
     """
     name = recipe.evaluate.dataset if recipe.evaluate else None
     named = replace(order, dataset=str(datasets[name]) if name else None)
-    return [replace(named, task="run_original"), replace(named, task="run_artifact")]
+    orders = [replace(named, task="run_original")]
+    for stage in stage_orders(order, recipe) if recipe.evaluate and recipe.evaluate.between else []:
+        if stage.steps_after:
+            artifact = str(Path(stage.work_folder) / ARTIFACT_NAME)
+            orders.append(replace(named, task="run_artifact", artifact_folder=artifact))
+    return [*orders, replace(named, task="run_artifact")]

@@ -16,7 +16,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,9 +38,12 @@ AFTER_NAME = "after.json"
 #: What data decided about, and what was found on the way.
 CALIBRATED_NAME = "calibrated"
 CALIBRATION_NAME = "calibration.json"
+#: On which boot of the machine all of a stage was made.
+DONE_NAME = "done"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MOST_LOGGED = 4000
 
-Task = Literal["calibrate", "compress", "verify", "run_original", "run_artifact"]
+Task = Literal["calibrate", "compress", "finetune", "verify", "run_original", "run_artifact"]
 OnProgress = Callable[[Progress], None]
 
 
@@ -55,9 +58,16 @@ class Order:
         device: Where to compute.
         idle_bytes: What the plan took an idle runner to hold; None where there was no plan.
         task: `calibrate` takes the model through data and writes what these decide about;
-            `compress` makes an artifact and a report; `verify` compares both with the model;
-            `run_original` and then `run_artifact` run them and measure how they answer.
+            `compress` makes an artifact and a report, and so does `finetune`; `verify` compares
+            both with the model; `run_original` and then `run_artifact` run them and measure how
+            they answer.
         dataset: The uploaded file that models are run on; None for random inputs.
+        artifact_folder: The artifact to run; None is the one in the work folder. What is measured
+            of another one is written beside it.
+        original_folder: The model that came in, where that is not the one to work on.
+        steps_before: How many steps of the job's recipe were done when this one's begin.
+        steps_after: How many follow. What is made for those is kept for an attempt to come, which
+            then finds it done.
     """
 
     model_folder: str
@@ -67,6 +77,10 @@ class Order:
     idle_bytes: int | None = None
     task: Task = "compress"
     dataset: str | None = None
+    artifact_folder: str | None = None
+    original_folder: str | None = None
+    steps_before: int = 0
+    steps_after: int = 0
 
 
 def run(order: Order, pipe: int) -> None:
@@ -79,6 +93,10 @@ def run(order: Order, pipe: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def on_progress(progress: Progress) -> None:
+        before, after = order.steps_before, order.steps_after
+        progress = replace(
+            progress, step=progress.step + before, steps=progress.steps + before + after
+        )
         _send(pipe, {"progress": asdict(progress)})
 
     try:
@@ -126,6 +144,8 @@ def _calibrated(order: Order) -> Path | None:
 
 def _compress(order: Order, on_progress: OnProgress) -> None:
     work = Path(order.work_folder)
+    if is_done(order):
+        return
     artifact = work / ARTIFACT_NAME
     # It is there where an attempt before this one was killed.
     artifact.mkdir(exist_ok=True)
@@ -138,6 +158,7 @@ def _compress(order: Order, on_progress: OnProgress) -> None:
             dataset=Path(order.dataset) if order.dataset else None,
             on_progress=on_progress,
         )
+        mark_done(order)
         return
     report = compress(
         Path(order.model_folder),
@@ -151,10 +172,27 @@ def _compress(order: Order, on_progress: OnProgress) -> None:
         calibrated=_calibrated(order),
     )
     (work / REPORT_NAME).write_text(report.model_dump_json())
+    mark_done(order)
+
+
+def _finetune(order: Order, on_progress: OnProgress) -> None:
+    if is_done(order):
+        return
+    _keep_libraries_home(Path(order.work_folder))
+    # torch and transformers take seconds to import, and most jobs never need them.
+    from worker.training_tasks import train  # noqa: PLC0415
+
+    train(order, on_progress)
+    mark_done(order)
 
 
 def _verify(order: Order, on_progress: OnProgress) -> None:
     work = Path(order.work_folder)
+    if parse_recipe(order.recipe).finetune_step is not None:
+        from worker.training_tasks import verify_trained  # noqa: PLC0415 - it needs the engine only
+
+        verify_trained(order, on_progress)
+        return
     if is_program(Path(order.model_folder)):
         program_tasks.verify(
             Path(order.model_folder), work, parse_recipe(order.recipe), on_progress=on_progress
@@ -204,8 +242,10 @@ def _run_model(order: Order, name: str, on_progress: OnProgress) -> None:
     if name == BEFORE_NAME:
         ran = run_original(opener(model, model), dataset, wanted, kept, on_rows)
     else:
-        artifact = opener(work / ARTIFACT_NAME, model)
-        ran = run_artifact(artifact, dataset, wanted, kept, on_rows)
+        folder = Path(order.artifact_folder or work / ARTIFACT_NAME)
+        ran = run_artifact(opener(folder, model), dataset, wanted, kept, on_rows)
+        # Beside the artifact: those of stages have folders of their own.
+        name = str(folder.parent.relative_to(work) / name)
     (work / name).write_text(ran.model_dump_json())
 
 
@@ -214,9 +254,26 @@ def _keep_libraries_home(work: Path) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "home")}
 
 
+def is_done(order: Order) -> bool:
+    """Tell whether an attempt before this one, killed later on, has done what steps follow."""
+    try:
+        boot = (Path(order.work_folder) / DONE_NAME).read_text()
+    except OSError:
+        return False
+    # What was written is in the page cache, which a machine that was started anew has lost.
+    return order.steps_after > 0 and boot == _BOOT_ID.read_text()
+
+
+def mark_done(order: Order) -> None:
+    """Say that what an order makes is there, for an attempt to come."""
+    if order.steps_after > 0:
+        (Path(order.work_folder) / DONE_NAME).write_text(_BOOT_ID.read_text())
+
+
 _TASKS: dict[Task, Callable[[Order, OnProgress], None]] = {
     "calibrate": _calibrate,
     "compress": _compress,
+    "finetune": _finetune,
     "verify": _verify,
     "run_original": _run_original,
     "run_artifact": _run_artifact,

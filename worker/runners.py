@@ -20,6 +20,10 @@ _log = structlog.get_logger(__name__)
 _MOST_THREADS = 256
 #: A runner's files beside the weights: its report has a row for each tensor.
 _SMALL_FILES_BYTES = 256 * 1024**2
+#: Of a 16-bit model: two checkpoints of three float32 for each weight, and the best weights.
+_TRAINING_COPIES = 2 * 6 + 4
+#: Three fields of eight bytes for each token, of which a byte of text is one at most.
+_ROW_BYTES_PER_BYTE = 32
 #: What libraries map and never use, which counts where the kernel limits a process's memory.
 _MAPPED_BYTES = 2 * 1024**3
 
@@ -97,7 +101,9 @@ class Runners:
         readable = [Path(order.model_folder)]
         if order.task in ("verify", "run_original", "run_artifact"):
             # It is being hashed meanwhile, or was.
-            readable.append(work / ARTIFACT_NAME)
+            readable.append(Path(order.artifact_folder or work / ARTIFACT_NAME))
+        if order.original_folder is not None:
+            readable.append(Path(order.original_folder))
         if order.dataset is not None:
             readable.append(Path(order.dataset))
         return Sandbox(Place(self._hidden, tuple(readable), work, self.device == "cuda"))
@@ -134,8 +140,14 @@ def most_written_bytes(order: Order) -> int:
 
     Returns:
         Bytes, of one file and of all together: the artifact's, and what data decided about, which
-        is written beside it, twice where it was smoothed before.
+        is written beside it, twice where it was smoothed before. What training goes on from is
+        written twice: weights and two moments in float32; and the rows of its data set, as
+        integers.
     """
-    files = (path for path in Path(order.model_folder).rglob("*") if path.is_file())
     copies = 4 if order.recipe.get("calibrate") is not None else 2
-    return copies * sum(path.stat().st_size for path in files) + _SMALL_FILES_BYTES
+    data = 0
+    if order.task == "finetune" and order.dataset is not None:
+        copies += _TRAINING_COPIES
+        data = _ROW_BYTES_PER_BYTE * Path(order.dataset).stat().st_size
+    files = (path for path in Path(order.model_folder).rglob("*") if path.is_file())
+    return copies * sum(path.stat().st_size for path in files) + data + _SMALL_FILES_BYTES

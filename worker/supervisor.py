@@ -6,7 +6,7 @@ Redis.
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,21 +35,16 @@ from planning.memory_model import levels_of
 from worker.announcements import Announcements
 from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
-from worker.collect import (
-    measuring,
-    read_calibration,
-    read_report,
-    read_verification,
-    seal_artifact,
-)
+from worker.collect import measuring, read_report, seal_artifact
 from worker.endings import Endings
-from worker.evaluating import read_quality
+from worker.evaluating import read_quality, with_stages
 from worker.lease import Lease
-from worker.orders import making_orders, running_orders
-from worker.runner import CALIBRATION_NAME, Order
+from worker.orders import making_orders, running_orders, stage_orders
+from worker.runner import Order
 from worker.runner_process import Runner
 from worker.runners import Runners, most_written_bytes
-from worker.work_files import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME
+from worker.stage_reports import read_stages
+from worker.work_files import ARTIFACT_NAME, REPORT_NAME
 
 _log = structlog.get_logger(__name__)
 
@@ -218,10 +213,13 @@ class Supervisor:
             idle_bytes=levels.idle_bytes,
         )
         budget = job.recipe.budget
+        stages = stage_orders(order, job.recipe)
         first, *others = making_orders(order, job.recipe, datasets)
+        for stage in stages:
+            Path(stage.work_folder).mkdir(exist_ok=True)
         runner = self._start_runner(first, budget)
         # After it was started: what comes before, such as the worker's own start, is not the job's.
-        limits = self._limits(budget, order)
+        limits = self._limits(budget, [order, first, *others])
         outcome = watch(runner, lease, limits, self._drain)
         if outcome.kind == "done":
             outcome = self._do(others, budget, lease, limits)
@@ -229,8 +227,9 @@ class Supervisor:
             return outcome
         # Whoever slept over its lease finds its scratch taken, which is no fault of the artifact.
         self._go_on(lease)
-        report = read_report(work / REPORT_NAME)
-        verifying = replace(order, task="verify")
+        # Before anything is verified: what a runner left is checked before it is looked at.
+        read_report(work / REPORT_NAME)
+        verifying = replace(stages[-1], task="verify")
         go_on = partial(self._go_on, lease)
         with measuring(work / ARTIFACT_NAME, limits.disk_bytes, go_on) as measured:
             # A second process, which knows nothing of the first but what that left on the disk.
@@ -239,15 +238,14 @@ class Supervisor:
             if outcome.kind != "done":
                 return outcome
             artifact = seal_artifact(work / ARTIFACT_NAME, _about(job), measured.result())
-        report = report.verified(read_verification(work / VERIFICATION_NAME))
-        if job.recipe.calibrate is not None:
-            report = report.calibrated(read_calibration(work / CALIBRATION_NAME))
+        report = read_stages(stages)
         if job.recipe.evaluate is not None:
             outcome = self._do(running_orders(order, job.recipe, datasets), budget, lease, limits)
             if outcome.kind != "done":
                 return outcome
             has_dataset = job.recipe.evaluate.dataset is not None
             report = report.evaluated(read_quality(work, has_dataset=has_dataset))
+            report = with_stages(report, stages)
         _require_lease(held)
         self._deliver(held, work, artifact, report)
         return outcome
@@ -267,8 +265,8 @@ class Supervisor:
         if recipe.runs_model and self.runners.level == "none":
             raise Problem(
                 "sandbox_unavailable",
-                "evaluate and calibrate run a model, which this worker does outside of a sandbox "
-                "for nobody.",
+                "evaluate, calibrate and finetune run a model, which this worker does outside of a "
+                "sandbox for nobody.",
             )
         found = {}
         for name in recipe.datasets:
@@ -304,12 +302,12 @@ class Supervisor:
         if stopped is not None:
             raise _Stopped(stopped)
 
-    def _limits(self, budget: Budget, order: Order) -> Limits:
+    def _limits(self, budget: Budget, orders: Sequence[Order]) -> Limits:
         return Limits(
             runtime_seconds=self._runtime_seconds(budget),
             host_memory_bytes=budget.host_memory,
-            work_folder=Path(order.work_folder),
-            disk_bytes=most_written_bytes(order),
+            work_folder=Path(orders[0].work_folder),
+            disk_bytes=sum(most_written_bytes(order) for order in orders if order.task != "verify"),
         )
 
     def _runtime_seconds(self, budget: Budget) -> float:

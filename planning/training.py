@@ -1,0 +1,97 @@
+"""What training a model takes of memory: an estimate, as only trying it tells what a row takes."""
+
+from fnmatch import fnmatchcase
+
+from jobs.checkpoint import Checkpoint
+from jobs.finetuning import FinetuneStep
+from jobs.recipe import Recipe
+
+_FLOAT_BYTES = 4
+#: By optimizer: what its states take of each trained weight.
+_STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "adafactor": 0.1, "sgd": 4.0}
+#: What a config calls the width of its layers, how many they are, and its vocabulary.
+_WIDTH_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
+_DEPTH_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+#: How often a layer's width is held for each token until its gradients are known.
+_WIDTHS_PER_LAYER = 34
+#: Of each token's logits: themselves, in float32, and their gradient.
+_LOGITS = 3
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def least_training_bytes(checkpoint: Checkpoint, step: FinetuneStep) -> int:
+    """Give what training holds at least, the libraries apart.
+
+    Args:
+        checkpoint: The model.
+        step: How it is trained.
+
+    Returns:
+        Bytes of its weights, their gradients and the optimizer's states, in the smallest form that
+        the step allows; rows come on top, so less is certainly too little.
+    """
+    weights, trained = _weights(checkpoint, step)
+    optimizer = step.optimizer
+    if optimizer == "adamw" and "adamw8bit" in step.savings:
+        optimizer = "adamw8bit"
+    states = 2.0 if optimizer == "adamw8bit" else _states(step, optimizer)
+    if step.method == "lora" or "lora" in step.savings:
+        return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    return round(_FLOAT_BYTES * (weights + trained) + states * trained)
+
+
+def training_bytes(
+    checkpoint: Checkpoint, recipe: Recipe, step: FinetuneStep, library_bytes: int
+) -> int:
+    """Give about what training holds at its peak, the libraries apart.
+
+    Args:
+        checkpoint: The model.
+        recipe: Has the budget.
+        step: How it is trained.
+        library_bytes: What the libraries take of the budget.
+
+    Returns:
+        Bytes where the whole effective batch is in memory at once, or as many rows as the step
+        says; with `micro_batch_size: auto`, no more than the budget, which it fills.
+    """
+    weights, trained = _weights(checkpoint, step)
+    fixed = _FLOAT_BYTES * (weights + trained) + _states(step, step.optimizer) * trained
+    rows = step.batch_size if step.micro_batch_size == "auto" else step.micro_batch_size
+    whole = round(fixed + rows * step.max_length * _token_bytes(checkpoint))
+    budget = recipe.budget.host_memory
+    if budget is None or step.micro_batch_size != "auto":
+        return whole
+    return min(whole, max(budget - library_bytes, least_training_bytes(checkpoint, step)))
+
+
+def trained_tensors(checkpoint: Checkpoint, step: FinetuneStep) -> int:
+    """Give how many tensors a step trains."""
+    tensors = checkpoint.tensors.values()
+    return sum(t.dtype in _FLOATS and _is_trained(t.name, step) for t in tensors)
+
+
+def _weights(checkpoint: Checkpoint, step: FinetuneStep) -> tuple[int, int]:
+    """Give how many weights there are, and how many are trained."""
+    floats = [tensor for tensor in checkpoint.tensors.values() if tensor.dtype in _FLOATS]
+    trained = [tensor for tensor in floats if _is_trained(tensor.name, step)]
+    return sum(t.elements for t in floats), sum(t.elements for t in trained)
+
+
+def _is_trained(name: str, step: FinetuneStep) -> bool:
+    module = name.rpartition(".")[0]
+    wanted = step.include is None or any(fnmatchcase(module, p) for p in step.include)
+    return wanted and not any(fnmatchcase(module, p) for p in step.exclude)
+
+
+def _states(step: FinetuneStep, optimizer: str) -> float:
+    return 0.0 if optimizer == "sgd" and not step.momentum else _STATE_BYTES[optimizer]
+
+
+def _token_bytes(checkpoint: Checkpoint) -> int:
+    config = checkpoint.config or {}
+    width = next((w for key in _WIDTH_KEYS if isinstance(w := config.get(key), int)), 0)
+    depth = next((d for key in _DEPTH_KEYS if isinstance(d := config.get(key), int)), 0)
+    vocabulary = config.get("vocab_size")
+    classes = vocabulary if isinstance(vocabulary, int) else 0
+    return _FLOAT_BYTES * (depth * width * _WIDTHS_PER_LAYER + classes * _LOGITS)

@@ -1,0 +1,115 @@
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from jobs.finetuning import FinetuneStep
+from training.batches import RowOrder
+from training.checkpoints import Record
+from training.folders import TrainedFolder
+from training.loop import Loop, Rows
+from training.masks import sparse_parameters
+from training.optimizers import build_optimizer, embedding_names
+from training.rows import RowStore, rows_of
+from training.settling import Setting
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+VOCABULARY = 61
+MODELS = {
+    # Its head is its embedding.
+    "llama": (
+        transformers.LlamaForCausalLM,
+        transformers.LlamaConfig(
+            **SMALL, vocab_size=VOCABULARY, num_key_value_heads=2, max_position_embeddings=64,
+            tie_word_embeddings=True, pad_token_id=0,
+        ),
+    ),
+    "bert": (
+        transformers.BertForSequenceClassification,
+        transformers.BertConfig(
+            **SMALL, vocab_size=VOCABULARY, max_position_embeddings=64, num_labels=3,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        ),
+    ),
+    "resnet": (
+        transformers.ResNetForImageClassification,
+        transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic",
+            num_labels=4,
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    """Write a small model by name, and give its folder and itself."""
+
+    def make(name, dtype=torch.float32, prepare=None):
+        torch.manual_seed(0)
+        model_class, config = MODELS[name]
+        model = model_class(config).to(dtype).eval()
+        if prepare is not None:
+            with torch.no_grad():
+                prepare(model)
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        return folder, model
+
+    return make
+
+
+@pytest.fixture
+def token_rows(tmp_path):
+    """Write rows of tokens of unequal lengths, some with labels, as a data set."""
+
+    def write(rows=32, longest=24, labels=None):
+        generator = torch.Generator().manual_seed(rows)
+        ids = torch.randint(1, VOCABULARY, (rows, longest), generator=generator)
+        lengths = torch.randint(3, longest + 1, (rows,), generator=generator)
+        mask = (torch.arange(longest) < lengths[:, None]).long()
+        tensors = {"input_ids": ids * mask, "attention_mask": mask}
+        if labels is not None:
+            tensors["labels"] = torch.randint(labels, (rows,), generator=generator)
+        path = tmp_path / "tokens"
+        save_file(tensors, path)
+        return path, tensors
+
+    return write
+
+
+def finetune_step(**choices):
+    """Give a finetune step with these choices."""
+    plain = {"op": "finetune", "dataset": f"ds_{'0' * 64}", "steps": 1, "batch_size": 32}
+    return FinetuneStep.model_validate(plain | {"max_grad_norm": None} | choices)
+
+
+@pytest.fixture
+def make_loop(tmp_path):
+    """Put a training together, up to its first step."""
+    opened = []
+
+    def make(folder, dataset, micro_batch_size, **choices):
+        step = finetune_step(**choices)
+        trainable = TrainedFolder(folder, step, "cpu")
+        parameters = trainable.trained_parameters(step)
+        scratch = tmp_path / f"rows-{len(opened)}"
+        scratch.mkdir()
+        batches = trainable.batches(dataset, step)
+        store = RowStore(scratch, (row for batch in batches for row in rows_of(batch)))
+        opened.append(store)
+        optimizer = build_optimizer(parameters, step, has_8bit_states=False)
+        return Loop(
+            trainable, parameters, tuple(sparse_parameters(parameters, embedding_names(trainable.module))), step,
+            Rows(store, 0, RowOrder(len(store), step.batch_size, step.seed)),
+            Setting(micro_batch_size, (), optimizer, ()), step.steps or 1, Record("job"),
+        )  # fmt: skip
+
+    yield make
+    for store in opened:
+        store.close()

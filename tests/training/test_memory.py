@@ -1,0 +1,44 @@
+"""The cap of a process's memory, in a process of its own."""
+
+import subprocess
+import sys
+
+CHILD = """
+import torch
+from training.memory import HostGauge, OutOfMemory, fits, peak_of
+
+MB = 10**6
+torch.ones(1000) @ torch.ones(1000)
+before = HostGauge(None)
+budget = before.held_bytes() + 300 * MB
+gauge = HostGauge(budget)
+assert 0 < budget - gauge.limit_bytes < 60 * MB
+
+peak = peak_of(lambda: torch.ones(25 * MB).sum(), gauge)
+assert 95 * MB < peak - gauge.held_bytes() < 130 * MB, (peak, gauge.held_bytes())
+# What was let go is given back, and the next peak does not count it.
+assert peak_of(lambda: torch.ones(2 * MB).sum(), gauge) < peak - 60 * MB
+
+try:
+    peak_of(lambda: torch.ones(200 * MB).sum(), gauge)
+except OutOfMemory:
+    assert gauge.whole_peak_bytes < budget
+else:
+    raise AssertionError("more than the budget was to be had")
+assert fits(lambda: torch.ones(25 * MB).sum())
+try:
+    fits(lambda: torch.ones(2) @ torch.ones(3))
+except RuntimeError as error:
+    assert "size" in str(error)
+else:
+    raise AssertionError("another error was taken for a lack of memory")
+print("well")
+"""
+
+
+def test_memory_beyond_a_budget_is_refused_and_what_fits_goes_on():
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD], capture_output=True, text=True, check=False, timeout=120
+    )
+
+    assert child.stdout == "well\n", child.stderr

@@ -1,0 +1,164 @@
+"""Jobs that train: real models, in real runners and sandboxes."""
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save
+
+LLAMA = {
+    "vocab_size": 101,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+PRUNE = {"op": "prune", "sparsity": 0.5}
+INT8 = {"op": "quantize", "scheme": "w8a16"}
+
+
+@pytest.fixture
+def llama(tmp_path, put):
+    torch.manual_seed(0)
+    folder = tmp_path / "llama"
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).save_pretrained(folder)
+    return put(folder)
+
+
+@pytest.fixture
+def tokens(put):
+    """Store rows of tokens that can be learnt: each is the one before it and one more."""
+
+    def tokens(rows=64):
+        starts = torch.randint(101, (rows, 1), generator=torch.Generator().manual_seed(rows))
+        return put(save({"input_ids": (starts + torch.arange(24)) % 101}))
+
+    return tokens
+
+
+def finetune(dataset, **choices):
+    plain = {"op": "finetune", "dataset": dataset, "steps": 6, "batch_size": 16}
+    return plain | {"learning_rate": 1e-2} | choices
+
+
+def test_a_model_is_pruned_trained_and_quantized_in_one_job(workshop, llama, tokens):
+    data = tokens()
+    recipe = {
+        "steps": [PRUNE, finetune(data), INT8],
+        "evaluate": {"dataset": data},
+        "gate": {"max_perplexity_ratio": 1.0},
+    }
+
+    job = workshop.run(llama, recipe)
+
+    assert job.state == "succeeded", job.failure
+    report = workshop.blobs.report(job.id)
+    assert [step["op"] for step in report["steps"]] == ["prune", "finetune", "quantize"]
+    training = report["training"]
+    assert (training["objective"], training["rows"], training["steps"]) == ("causal_lm", 64, 6)
+    assert training["micro_batch_size"] == 16
+    assert training["losses"][-1]["loss"] < training["losses"][0]["loss"]
+    pruned = [t for t in report["tensors"] if t["max_error_steps"] is not None]
+    assert len(pruned) == 14
+    assert all(t["after"]["sparsity"] >= 0.5 > t["before"]["sparsity"] for t in pruned)
+    assert training["weights_held_zero"] == report["steps"][0]["weights_pruned"]
+    assert report["model"]["bytes"] > report["artifact"]["bytes"]
+    assert report["quality"]["after"]["perplexity"] < report["quality"]["before"]["perplexity"]
+    assert report["memory"]["measured_peak_bytes"] >= training["resident_peak_bytes"] > 10**8
+    artifact = workshop.blobs.artifact_folder(job.id)
+    assert {path.name for path in artifact.iterdir()} >= {"model.safetensors", "config.json"}
+    assert {path.name for path in workshop.blobs.job_folder(job.id).glob("work-*")} == set()
+
+
+def test_training_alone_gives_a_folder_that_opens_and_has_learnt(workshop, llama, tokens):
+    job = workshop.run(llama, {"steps": [finetune(tokens(), steps=40)]})
+
+    assert job.state == "succeeded", job.failure
+    report = workshop.blobs.report(job.id)
+    folder = workshop.blobs.artifact_folder(job.id)
+    model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not loaded["missing_keys"]
+    assert not loaded["unexpected_keys"]
+    ids = (torch.arange(24) + 50)[None]
+    assert (model(ids).logits.argmax(-1)[0, 8:-1] == ids[0, 9:]).float().mean() > 0.9
+    changed = {tensor["name"] for tensor in report["tensors"]}
+    assert changed == load_file(folder / "model.safetensors").keys()
+
+
+def test_a_model_that_is_killed_in_training_ends_as_one_that_was_not(
+    workshop, llama, tokens, wait_until
+):
+    recipe = {"steps": [PRUNE, finetune(tokens(), steps=60, micro_batch_size=4), INT8]}
+    whole = workshop.run(llama, recipe)
+    assert whole.state == "succeeded", whole.failure
+    job_id = workshop.submit(llama, recipe)
+    kept = workshop.blobs.job_folder(job_id)
+
+    def kill(runner):
+        # The pruning runner ends by itself; a checkpoint is there when it has trained for a second.
+        wait_until(
+            lambda: list(kept.glob("work-*/stage-2/training/checkpoints/training.json")),
+            "a checkpoint",
+            60,
+        )
+        workshop.runner().kill()
+
+    workshop.while_running(job_id, kill)
+    job = workshop.store.get(job_id)
+    assert job.state == "queued"
+    assert job.attempts[0].reason == "runner_died"
+    workshop.supervisor.run("default", job_id)
+
+    job = workshop.store.get(job_id)
+    assert job.state == "succeeded", job.failure
+    found, expected = (workshop.blobs.report(i)["training"] for i in (job_id, whole.id))
+    assert found["resumed_at"] > 0
+    assert expected["resumed_at"] is None
+    assert [p["loss"] for p in found["losses"]] == [p["loss"] for p in expected["losses"]]
+    assert job.artifact.digest == whole.artifact.digest
+
+
+@pytest.mark.slow
+def test_a_budget_is_kept_by_training_in_micro_batches(workshop, tmp_path, put):
+    torch.manual_seed(0)
+    config = LLAMA | {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 1024}
+    folder = tmp_path / "wide"
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**config | {"max_position_embeddings": 256})
+    )
+    model.save_pretrained(folder)
+    data = put(save({"input_ids": torch.randint(8192, (64, 128))}))
+    step = finetune(data, steps=2, batch_size=64)
+    budget = 900 * 10**6
+
+    jobs = [
+        workshop.run(put(folder), {"steps": [step], "budget": {"host_memory": limit}})
+        for limit in (budget, 300 * 10**6)
+    ]
+
+    assert jobs[0].state == "succeeded", jobs[0].failure
+    report = workshop.blobs.report(jobs[0].id)
+    training, memory = report["training"], report["memory"]
+    assert 1 < training["micro_batch_size"] < 64
+    assert 0.6 * budget < memory["measured_peak_bytes"] <= budget
+    assert memory["headroom_bytes"] >= 0
+    assert (jobs[1].state, jobs[1].failure["code"]) == ("failed", "memory_budget_exceeded")
+    assert jobs[1].failure["smallest_bytes"] > 300 * 10**6
+
+
+def test_data_without_labels_fail_a_classifier_and_leave_nothing(workshop, tmp_path, put, tokens):
+    folder = tmp_path / "bert"
+    config = transformers.BertConfig(
+        vocab_size=101, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+
+    job = workshop.run(put(folder), {"steps": [finetune(tokens())]})
+
+    assert (job.state, job.failure["code"]) == ("failed", "invalid_dataset")
+    assert "no labels" in job.failure["detail"]
+    assert list(workshop.blobs.job_folder(job.id).glob("work-*")) == []

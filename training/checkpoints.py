@@ -1,0 +1,121 @@
+"""How far a training is, on disk, so that after a kill the next attempt goes on from there.
+
+Nothing is forced to the disk: what a killed process wrote is in the kernel's page cache. So a
+checkpoint counts only on the boot that wrote it. Of two files, one is always whole.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.tensor_files import read_tensors, write_tensors
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_NAME = "training.json"
+
+
+@dataclass
+class Record:
+    """How far a training is.
+
+    Attributes:
+        job: Tells it from others.
+        steps_done: Optimizer steps.
+        micro_batch_size: Rows at a time.
+        savings: What is turned on.
+        decisions: What was tried before, as JSON.
+        losses: Of every step, with its learning rate and the resident memory after it.
+        looks: Steps and losses on held-out rows.
+        rows_seen: All rows together.
+        tokens_seen: All tokens together.
+        seconds: Spent in steps.
+        best: The step of the lowest look, whose weights lie in a file of their own.
+    """
+
+    job: str
+    steps_done: int = 0
+    micro_batch_size: int = 1
+    savings: list[str] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[tuple[float, float, int]] = field(default_factory=list)
+    looks: list[tuple[int, float]] = field(default_factory=list)
+    rows_seen: int = 0
+    tokens_seen: int = 0
+    seconds: float = 0.0
+    best: int | None = None
+
+
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Args:
+        folder: Where they lie.
+        job: Tells the training from others: what another one left counts for nothing.
+
+    Attributes:
+        job: That.
+    """
+
+    job: str
+
+    def __init__(self, folder: Path, job: str) -> None:
+        self._folder = folder
+        self.job = job
+        self._boot = _BOOT_ID.read_text().strip()
+        self._file: str | None = None
+
+    def find(self) -> Record | None:
+        """Give how far attempts before this one had come; None where it has to begin."""
+        try:
+            found = json.loads((self._folder / _NAME).read_bytes())
+        except (OSError, ValueError):
+            return None
+        is_own = found.get("boot") == self._boot and found["record"]["job"] == self.job
+        if not is_own or not (self._folder / found["file"]).exists():
+            return None
+        self._file = found["file"]
+        record = Record(**found["record"])
+        record.losses = [(loss, rate, nbytes) for loss, rate, nbytes in record.losses]
+        record.looks = [(step, loss) for step, loss in record.looks]
+        return record
+
+    def read(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Read what was found into the tensors that are there."""
+        if self._file is not None:
+            read_tensors(self._folder / self._file, tensors)
+
+    def write(self, record: Record, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Write how far it is; what was there stays until this is whole."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"training-{record.steps_done}.safetensors"
+        write_tensors(self._folder / name, tensors)
+        about = {"boot": self._boot, "file": name, "record": asdict(record)}
+        partial = self._folder / f"{_NAME}.part"
+        partial.write_text(json.dumps(about))
+        partial.replace(self._folder / _NAME)
+        if self._file not in (None, name):
+            (self._folder / str(self._file)).unlink(missing_ok=True)
+        self._file = name
+
+    def write_best(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep the weights of the best look."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = self._folder / "best.safetensors.part"
+        write_tensors(partial, tensors)
+        partial.replace(self._folder / "best.safetensors")
+
+    def read_best(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Read those weights back."""
+        read_tensors(self._folder / "best.safetensors", tensors)
+
+    def remove(self) -> None:
+        """Remove them all: what they were for is done."""
+        for name in ("best.safetensors", _NAME, self._file or _NAME):
+            (self._folder / name).unlink(missing_ok=True)
+        if self._folder.exists() and not os.listdir(self._folder):
+            self._folder.rmdir()

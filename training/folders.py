@@ -1,0 +1,159 @@
+"""A transformers folder as something that can be trained."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.inspection import find_module_kinds
+from evaluation.faults import blamed_on
+from evaluation.inputs import MASK, Batch, batches_of
+from evaluation.outputs import is_causal
+from evaluation.processors import special_tokens
+from evaluation.skeletons import Skeleton
+from jobs.checkpoint import open_checkpoint
+from jobs.finetuning import FinetuneStep
+from jobs.problems import Problem
+from training.masking import Masking
+from training.rows import is_padding_free
+from training.written_folders import write_folder
+
+_BATCH_NORMS = (torch.nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - the base of them all
+
+
+class TrainedFolder:
+    """A model of a transformers folder, its floats in float32.
+
+    Args:
+        folder: The folder; it is only read.
+        step: What is to be done.
+        device: Where it is trained.
+
+    Attributes:
+        name: What it is called in problems.
+        module: The model, in training mode but for batch normalizations.
+        objective: What it learns.
+        frozen_statistics: How many normalizations keep the statistics that they came with.
+        masking: How tokens are hidden, where that is what it learns.
+
+    Raises:
+        Problem: `unknown_architecture`, `evaluation_failed`; `finetune_unsupported`: the objective
+            is not what the class is for.
+    """
+
+    name: str
+    module: torch.nn.Module
+    objective: str
+    frozen_statistics: int
+    masking: Masking | None
+
+    def __init__(self, folder: Path, step: FinetuneStep, device: str) -> None:
+        self._checkpoint = open_checkpoint(folder)
+        kinds = find_module_kinds(self._checkpoint)
+        if kinds is None:
+            raise Problem(
+                "finetune_unsupported",
+                "finetune trains transformers folders and .pt2 programs; this model has no "
+                "config.json, so nothing says how it computes.",
+            )
+        self._kinds = kinds
+        self._skeleton = Skeleton(self._checkpoint, kinds, "F32")
+        self._model: Any = self._skeleton.model
+        self.name = f"A {type(self._model).__name__}"
+        self.objective = _objective(self._model, step)
+        self.masking = None
+        if self.objective == "masked_lm":
+            vocabulary = self._model.config.get_text_config().vocab_size
+            self.masking = Masking(*special_tokens(folder), vocabulary)
+        self._skeleton.load_all()
+        self.module = self._model.to(device)
+        self._device = device
+        self._takes = set(inspect.signature(self._model.forward).parameters)
+        self.frozen_statistics = _set_training(self.module)
+
+    def batches(self, dataset: Path, step: FinetuneStep) -> Iterator[Batch]:
+        """Read a data set as batches of what the model takes, the first `step.rows` rows of it."""
+        with blamed_on("invalid_dataset", "The data set cannot be read"):
+            yield from batches_of(self._model, self._checkpoint.folder, dataset, step)
+
+    def trained_parameters(self, step: FinetuneStep) -> Mapping[str, torch.nn.Parameter]:
+        """Give the parameters that the step trains, by name, each once; all others are frozen."""
+        trained = {}
+        for name, parameter in self.module.named_parameters():
+            module = name.rpartition(".")[0]
+            is_wanted = step.include is None or _matches(module, step.include)
+            is_trained = is_wanted and not _matches(module, step.exclude)
+            parameter.requires_grad_(is_trained)
+            if is_trained:
+                trained[name] = parameter
+        if not trained:
+            raise Problem("nothing_changed", "No module's name matches include and not exclude.")
+        return trained
+
+    def set_training(self) -> None:
+        """Go back to training mode after the model was looked at in evaluation mode."""
+        _set_training(self.module)
+
+    def logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Run it on a micro-batch: [B, T, C] where tokens are predicted, else [B, C]."""
+        given = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        if is_padding_free(inputs):
+            # Without a mask, attention is computed by kernels that never hold its scores.
+            given.pop(MASK, None)
+        given = {name: tensor for name, tensor in given.items() if name in self._takes}
+        answer = getattr(self._model(**given), "logits", None)
+        if not isinstance(answer, torch.Tensor):
+            raise Problem("finetune_unsupported", f"{self.name} gives no logits.")
+        return answer
+
+    def checkpoint_activations(self) -> bool:
+        """Have activations computed again where gradients need them; False where it cannot."""
+        if not self._model.supports_gradient_checkpointing:
+            return False
+        self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        return True
+
+    def write(self, folder: Path) -> None:
+        """Write the model with the weights that it has now, in the form that it came in."""
+        weights = {
+            stored: self._model.get_parameter_or_buffer(name)
+            for name, stored in self._skeleton.stored.items()
+        }
+        write_folder(self._checkpoint, self._kinds, weights, folder)
+
+
+def _objective(model: Any, step: FinetuneStep) -> str:  # noqa: ANN401
+    """Tell what a model learns, from what its class is for."""
+    kind = type(model).__name__
+    if is_causal(model):
+        own = "causal_lm"
+    elif kind.endswith(("ForSequenceClassification", "ForImageClassification")):
+        own = "regression" if model.config.num_labels == 1 else "classification"
+    elif kind.endswith("ForMaskedLM"):
+        own = "masked_lm"
+    else:
+        raise Problem(
+            "finetune_unsupported",
+            f"A {kind} has no head that finetune trains: those are of causal and masked language "
+            "models and of classification. Upload a folder whose `architectures` names one.",
+        )
+    wanted = own if step.objective == "auto" else step.objective
+    if wanted != own and {wanted, own} != {"classification", "regression"}:
+        raise Problem("finetune_unsupported", f"A {kind} learns {own}, and the step says {wanted}.")
+    return wanted
+
+
+def _set_training(module: torch.nn.Module) -> int:
+    """Turn dropout on and leave batch normalizations as they are."""
+    module.train()
+    norms = [part for part in module.modules() if isinstance(part, _BATCH_NORMS)]
+    for norm in norms:
+        norm.eval()
+    return len(norms)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

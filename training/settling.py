@@ -1,0 +1,261 @@
+"""How many rows are in memory at one time, and what saves memory, found by trying before training.
+
+A forward and a backward of one row and of two, the longest there are, tell what a row takes; what
+fits follows from that. Where not even one row does, the next saving is turned on.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from jobs.finetuning import FinetuneStep
+from jobs.problems import Problem
+from jobs.training import Decision
+from training.fitting import even_micro_batch, largest_micro_batch
+from training.memory import MemoryGauge, OutOfMemory, fits, peak_of
+from training.objectives import loss_sum, task_of
+from training.optimizers import build_optimizer, embedding_names
+from training.trainables import Trainable
+
+#: What is guessed from shorter rows is guessed with a margin, and not from very short ones.
+_MARGIN = 1.1
+_LEAST_TOKENS = 16
+#: Gives so many of the longest rows, as a batch.
+LongestRows = Callable[[int], Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is trained.
+
+    Attributes:
+        micro_batch_size: Rows in memory at one time.
+        savings: What saves memory, in the order in which it was turned on.
+        optimizer: Holds its states already.
+        decisions: What was tried.
+    """
+
+    micro_batch_size: int
+    savings: tuple[str, ...]
+    optimizer: torch.optim.Optimizer
+    decisions: tuple[Decision, ...]
+
+    def halved(self) -> "Setting":
+        """Give the same with half of the rows at a time, after memory ran out all the same."""
+        return replace(self, micro_batch_size=-(-self.micro_batch_size // 2))
+
+
+class Settler:
+    """Finds the setting of a training.
+
+    Args:
+        trainable: The model.
+        parameters: Those that are trained.
+        step: What is asked for.
+        longest_rows: Gives the rows that take most.
+        gauge: Measures memory, and knows the limit.
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        parameters: Mapping[str, torch.nn.Parameter],
+        step: FinetuneStep,
+        longest_rows: LongestRows,
+        gauge: MemoryGauge,
+    ) -> None:
+        self._trainable = trainable
+        self._parameters = parameters
+        self._step = step
+        self._longest_rows = longest_rows
+        self._gauge = gauge
+        self._decisions: list[Decision] = []
+
+    def settle(self) -> Setting:
+        """Find the first savings with which a row fits, and the most rows that do then.
+
+        Returns:
+            The setting; its optimizer's states and the parameters' gradients are in memory.
+
+        Raises:
+            Problem: `memory_budget_exceeded`: no row fits, whatever is turned on.
+        """
+        savings: tuple[str, ...] = ()
+        waiting = list(self._step.savings)
+        while True:
+            optimizer = self._begin(savings)
+            if optimizer is not None:
+                size = self._largest(savings)
+                if size is not None:
+                    return Setting(size, savings, optimizer, tuple(self._decisions))
+            # What the optimizer holds is let go before anything else is tried.
+            del optimizer
+            self._let_go()
+            added = self._next_saving(waiting)
+            if added is None:
+                raise self._refusal(self._least_bytes(savings))
+            savings = (*savings, added)
+
+    def take_up(
+        self, micro_batch_size: int, savings: tuple[str, ...], decisions: tuple[Decision, ...]
+    ) -> Setting:
+        """Begin again with what an attempt before this one had found.
+
+        Args:
+            micro_batch_size: Rows at a time.
+            savings: What was turned on.
+            decisions: What had been tried.
+
+        Returns:
+            The setting, as of `settle`.
+
+        Raises:
+            Problem: `memory_budget_exceeded`: states and gradients do not fit any more.
+        """
+        for saving in savings:
+            self._turn_on(saving)
+        optimizer = self._begin(savings)
+        if optimizer is None:
+            raise self._refusal()
+        return Setting(micro_batch_size, savings, optimizer, decisions)
+
+    def _begin(self, savings: tuple[str, ...]) -> torch.optim.Optimizer | None:
+        """Put states and gradients into memory; None where there is no room for them."""
+        made: list[torch.optim.Optimizer] = []
+        has_8bit = "adamw8bit" in savings or self._step.optimizer == "adamw8bit"
+
+        def begin() -> None:
+            made.append(
+                build_optimizer(
+                    self._parameters,
+                    self._step,
+                    has_8bit_states=has_8bit,
+                    embeddings=embedding_names(self._trainable.module),
+                )
+            )
+            for parameter in self._parameters.values():
+                parameter.grad = torch.zeros_like(parameter)
+
+        if fits(begin):
+            return made[0]
+        self._decide(1, savings, None)
+        return None
+
+    def _let_go(self) -> None:
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def _next_saving(self, waiting: list[str]) -> str | None:
+        while waiting:
+            saving = waiting.pop(0)
+            if self._turn_on(saving):
+                return saving
+        return None
+
+    def _turn_on(self, saving: str) -> bool:
+        """Turn a saving on, and say whether it is one for this model and optimizer."""
+        if saving == "activation_checkpointing":
+            return self._trainable.checkpoint_activations()
+        return saving == "adamw8bit" and self._step.optimizer == "adamw"
+
+    def _largest(self, savings: tuple[str, ...]) -> int | None:
+        """Give the most rows that fit; None where not one does."""
+        wanted = self._step.micro_batch_size
+        most = self._step.batch_size if wanted == "auto" else wanted
+        one = self._probe(1, savings)
+        if one is None or one > self._gauge.limit_bytes:
+            return None
+        if most == 1:
+            return 1
+        held = self._gauge.held_bytes()
+        if 2 * one - held > self._gauge.limit_bytes:
+            # A second row takes at most what the first one did.
+            return 1 if wanted == "auto" else None
+        two = self._probe(2, savings)
+        if two is None:
+            return 1 if wanted == "auto" else None
+        size = largest_micro_batch(one, two, self._gauge.limit_bytes, most)
+        if wanted != "auto":
+            return wanted if size >= wanted else None
+        return even_micro_batch(size, self._step.batch_size)
+
+    def _probe(self, rows: int, savings: tuple[str, ...]) -> int | None:
+        """Run forward and backward on the longest rows, and give the peak; None without room."""
+        peak = None
+        try:
+            peak = peak_of(lambda: self._run(rows), self._gauge)
+        except OutOfMemory:
+            pass
+        finally:
+            for parameter in self._parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
+        self._decide(rows, savings, peak)
+        return peak
+
+    def _run(self, rows: int) -> None:
+        self._learn(self._longest_rows(rows))
+
+    def _learn(self, fields: Mapping[str, torch.Tensor]) -> None:
+        task = task_of(self._trainable.objective, fields)
+        logits = self._trainable.logits(task.inputs)
+        loss = loss_sum(self._trainable.objective, logits, task, self._step) / max(1, task.count)
+        del logits
+        loss.backward()
+
+    def _decide(self, rows: int, savings: tuple[str, ...], peak: int | None) -> None:
+        limit = self._gauge.limit_bytes
+        outcome = "out_of_memory" if peak is None else "fits" if peak <= limit else "too_large"
+        self._decisions.append(
+            Decision.model_validate(
+                {
+                    "micro_batch_size": rows,
+                    "savings": savings,
+                    "peak_bytes": peak,
+                    "limit_bytes": limit,
+                    "outcome": outcome,
+                }
+            )
+        )
+
+    def _least_bytes(self, savings: tuple[str, ...]) -> int | None:
+        """Give about what one row takes at its peak, from what parts of it take; None untold."""
+        if self._decisions[-1].peak_bytes is not None:
+            return self._decisions[-1].peak_bytes
+        optimizer = self._begin(savings)
+        row = self._longest_rows(1)
+        tokens = row["input_ids"].shape[1] if "input_ids" in row else 0
+        if optimizer is None or tokens < _LEAST_TOKENS:
+            return None
+        lengths = (tokens // 4, tokens // 2)
+        peaks = []
+        for length in lengths:
+            part = {
+                name: values[:, :length] if values.shape[1:2] == (tokens,) else values
+                for name, values in row.items()
+            }
+            try:
+                peaks.append(peak_of(partial(self._learn, part), self._gauge))
+            except OutOfMemory:
+                return None
+        per_token = (peaks[1] - peaks[0]) / (lengths[1] - lengths[0])
+        return round(peaks[1] + _MARGIN * per_token * (tokens - lengths[1]))
+
+    def _refusal(self, least_bytes: int | None = None) -> Problem:
+        tried = self._decisions[-1]
+        said = ", ".join(tried.savings) or "nothing"
+        peak = "memory ran out" if tried.peak_bytes is None else f"it was {tried.peak_bytes} bytes"
+        extra = {"limit_bytes": tried.limit_bytes}
+        smallest = ""
+        if least_bytes is not None:
+            extra["smallest_bytes"] = self._gauge.budget_for(least_bytes)
+            smallest = f" The smallest budget that fits is about {extra['smallest_bytes']}."
+        return Problem(
+            "memory_budget_exceeded",
+            f"One row at a time does not fit: with {said} turned on {peak}, and "
+            f"{tried.limit_bytes} are allowed.{smallest} Raise the budget, lower max_length, name "
+            "more savings, or train fewer modules with include.",
+            extra=extra,
+        )

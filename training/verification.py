@@ -1,0 +1,80 @@
+"""A trained folder opened again, and compared with the one that it was made from."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.memory import own_peak_bytes
+from engine.progress import Progress, Ticker
+from engine.verified_files import check_files, open_artifact
+from engine.verified_forms import find_forms, wrong
+from jobs.checkpoint import open_checkpoint
+from jobs.problems import Problem
+from jobs.recipe import Recipe
+from jobs.report import Report, Verification
+from jobs.safetensors_header import TensorSpec
+from training.comparing import Difference, Pair
+
+#: From this share of zeros on a weight was pruned, and keeps its zeros.
+SPARSE_SHARE = 0.01
+
+
+def verify_folder(
+    model_folder: Path,
+    artifact_folder: Path,
+    recipe: Recipe,
+    report: Report,
+    on_progress: Callable[[Progress], None],
+) -> Verification:
+    """Compare a trained folder with the one it was made from, all of both.
+
+    Args:
+        model_folder: What was trained.
+        artifact_folder: What came of it.
+        recipe: Its finetune step.
+        report: What is said to have become of each tensor.
+        on_progress: Told how far it is.
+
+    Returns:
+        What was looked at. The folder holds the same tensors in the same dtypes and shapes, and
+        loads as before; every value is finite; pruned weights are still zero, all of them; the
+        report's numbers are right; and what is not in the report has not changed by a bit.
+
+    Raises:
+        Problem: `invalid_artifact`, with the tensor; `nothing_changed`.
+    """
+    started = time.perf_counter()
+    model, artifact = open_checkpoint(model_folder), open_artifact(artifact_folder)
+    forms = find_forms(model.tensors, artifact.tensors, recipe, {})
+    check_files(model, artifact, forms, recipe)
+    ticker = Ticker(on_progress, Progress("verify", 1, 1, 0, len(forms), "tensors"))
+    told = {tensor.name: tensor for tensor in report.tensors}
+    pair = Pair(model, artifact)
+    rows = 0
+    for form in forms:
+        found = pair.compare(form.source.name)
+        _check(form.source, found, is_told=form.source.name in told)
+        if form.source.name in told:
+            after = told[form.source.name].after.sparsity
+            if abs(after - found.zeros_after / max(1, found.elements)) > 1e-9:
+                raise wrong(form.source.name, "has another share of zeros than the report says")
+        rows += form.rows
+        ticker.advance(1)
+    if not told:
+        raise Problem("nothing_changed", "Training changed no weight. Raise the learning rate.")
+    return Verification(
+        tensors=len(forms),
+        rows=rows,
+        max_error_steps=None,
+        seconds=time.perf_counter() - started,
+        peak_bytes=own_peak_bytes(),
+    )
+
+
+def _check(tensor: TensorSpec, found: Difference, *, is_told: bool) -> None:
+    if found.is_changed != is_told:
+        raise wrong(tensor.name, "differs from the model, and the report does not say so")
+    if found.non_finite:
+        raise wrong(tensor.name, "holds a NaN or an infinity")
+    if found.zeros_lost and found.zeros_scattered >= SPARSE_SHARE * found.elements:
+        raise wrong(tensor.name, f"has {found.zeros_lost} weights that were pruned and are not 0")
