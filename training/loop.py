@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ class Loop:
         """Put the gradient of the effective batch into the parameters, and give its loss."""
         while True:
             losses: list[float] = []
-            if fits(lambda found=losses: self._accumulate(numbers, found)):
+            if fits(partial(self._accumulate, numbers, losses)):
                 return sum(losses)
             self._zero()
             if self.setting.micro_batch_size == 1:

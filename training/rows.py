@@ -176,7 +176,7 @@ class RowStore:
                     f"{name} of row {number} is {values.dtype} of {list(values.shape)}, unlike "
                     "that of the rows before it.",
                 )
-            view = memoryview(values.contiguous().numpy().reshape(-1).view(np.uint8))
+            view = values.contiguous().numpy().reshape(-1).view(np.uint8).data
             while view.nbytes:
                 view = view[os.write(field.descriptor, view) :]
 

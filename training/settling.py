@@ -83,7 +83,7 @@ class Settler:
             Problem: `memory_budget_exceeded`: no row fits, whatever is turned on.
         """
         savings: tuple[str, ...] = ()
-        waiting = list(self._step.savings)
+        waiting: list[str] = [*self._step.savings]
         while True:
             optimizer = self._begin(savings)
             if optimizer is not None:
@@ -203,7 +203,7 @@ class Settler:
         logits = self._trainable.logits(task.inputs)
         loss = loss_sum(self._trainable.objective, logits, task, self._step) / max(1, task.count)
         del logits
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def _decide(self, rows: int, savings: tuple[str, ...], peak: int | None) -> None:
         limit = self._gauge.limit_bytes

@@ -68,7 +68,7 @@ def read_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """Give the bytes of a tensor, of one on the host without copying them."""
     plain = tensor.detach().contiguous().cpu().reshape(-1)
-    return memoryview(plain.view(torch.uint8).numpy()) if plain.numel() else memoryview(b"")
+    return plain.view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -67,6 +67,11 @@ def making_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) ->
 def _making_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) -> list[Order]:
     """Give the orders of one stage.
 
+    Args:
+        order: Of the stage.
+        recipe: Its recipe.
+        datasets: The uploaded files, by the ids of the data sets.
+
     Returns:
         Its own, and before it one that says `calibrate` where data decide about weights. Of a
         program that loses channels, it has the data set that the artifact will be run on.
