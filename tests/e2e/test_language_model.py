@@ -24,8 +24,10 @@ def materials(client, tmp_path_factory):
     seen, held_out = texts()
     write_rows(folder / "calibration.jsonl", seen, 64)
     write_rows(folder / "held-out.jsonl", held_out, 96, seed=1)
+    write_rows(folder / "training.jsonl", seen, 640, seed=2)
     datasets = (
-        client.upload_dataset(folder / f"{name}.jsonl").id for name in ("calibration", "held-out")
+        client.upload_dataset(folder / f"{name}.jsonl").id
+        for name in ("calibration", "held-out", "training")
     )
     return client.upload_model(folder / "model").id, *datasets
 
@@ -33,10 +35,12 @@ def materials(client, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(client, materials):
     """Have the model compressed, and give the report."""
-    model, calibration, held_out = materials
+    model, calibration, held_out, training = materials
 
     def run(*steps):
-        recipe = {"steps": list(steps), "evaluate": {"dataset": held_out, "batch_size": 16}}
+        trained = {"dataset": training, "max_length": 96, "batch_size": 16}
+        steps = [trained | step if step["op"] == "finetune" else step for step in steps]
+        recipe = {"steps": steps, "evaluate": {"dataset": held_out, "batch_size": 16}}
         if any(s.get("method") in ("wanda", "gptq") or "smooth" in s for s in steps):
             recipe["calibrate"] = {"dataset": calibration, "max_length": 96}
         job = client.wait(client.submit(model, recipe).id, timeout=300)
@@ -95,3 +99,20 @@ def test_smoothing_wanda_and_gptq_work_together_on_rows_of_text(run):
 
     assert len(report["calibration"]["smoothed_norms"]) == 6
     assert report["verification"]["max_error_steps"] <= 0.502
+
+
+def test_training_on_what_the_model_answered_brings_back_half_of_what_pruning_took(run):
+    prune = {"op": "prune", "sparsity": 0.5}
+    finetune = {"op": "finetune", "epochs": 2, "learning_rate": 1e-3, "distill": 1.0}
+
+    pruned, trained = run(prune), run(prune, finetune, {"op": "quantize", "scheme": "w8a8"})
+
+    lost = perplexity_ratio(pruned) - 1
+    assert lost > 0.02
+    assert perplexity_ratio(trained) - 1 < lost / 2
+    assert divergence(trained) < divergence(pruned) / 2
+    assert trained["training"]["steps"] == 80
+    weights = [t for t in trained["tensors"] if ".layers." in t["name"] and len(t["shape"]) > 1]
+    assert len(weights) == 21
+    assert all(t["after"]["sparsity"] >= 0.5 > t["before"]["sparsity"] for t in weights)
+    assert trained["training"]["weights_held_zero"] == pruned["steps"][0]["weights_pruned"]

@@ -104,8 +104,9 @@ def make_loop(tmp_path):
         store = RowStore(scratch, (row for batch in batches for row in rows_of(batch)))
         opened.append(store)
         optimizer = build_optimizer(parameters, step, has_8bit_states=False)
+        sparse = sparse_parameters(parameters, embedding_names(trainable.module))
         return Loop(
-            trainable, parameters, tuple(sparse_parameters(parameters, embedding_names(trainable.module))), step,
+            trainable, parameters, tuple(sparse), step,
             Rows(store, 0, RowOrder(len(store), step.batch_size, step.seed)),
             Setting(micro_batch_size, (), optimizer, ()), step.steps or 1, Record("job"),
         )  # fmt: skip

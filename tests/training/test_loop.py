@@ -30,7 +30,7 @@ def gradients(model):
 
 
 def differences(found, expected):
-    """Give the difference of the whole gradient, and the largest of any tensor, over their norms."""
+    """Give the difference of the whole gradient and the largest of a tensor, over their norms."""
     assert found.keys() == expected.keys()
     errors = {name: float((found[name] - expected[name]).norm()) for name in expected}
     norms = {name: float(expected[name].norm()) for name in expected}
@@ -93,7 +93,7 @@ def test_the_gradient_of_a_cnn_is_that_of_the_batch_with_its_statistics_frozen(
         assert torch.equal(buffer, statistics[name])
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 5, 32])
+@pytest.mark.parametrize("micro_batch_size", [3, 32])
 def test_fifty_losses_are_those_of_plain_pytorch(
     make_folder, token_rows, make_loop, micro_batch_size
 ):

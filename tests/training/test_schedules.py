@@ -2,9 +2,8 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from training.schedules import learning_rate_at
-
 from tests.training.conftest import finetune_step
+from training.schedules import learning_rate_at
 
 
 @pytest.mark.parametrize(
