@@ -120,7 +120,8 @@ def make_loop(tmp_path):
 @pytest.fixture
 def make_step():
     """Makes a finetune step of what differs from the smallest one."""
-    return lambda **parts: FinetuneStep(op="finetune", dataset=f"ds_{'0' * 64}", **{"steps": 1, **parts})
+    plain = {"op": "finetune", "dataset": f"ds_{'0' * 64}", "steps": 1}
+    return lambda **parts: FinetuneStep(**plain | parts)
 
 
 class _LargestTensor(TorchDispatchMode):
