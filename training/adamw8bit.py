@@ -5,10 +5,11 @@ of consecutive elements has a scale, its largest magnitude, and every element a 
 has fewer than 4,096 elements and embeddings keep moments of 32 bits. It differs in that
 
 - a byte stands for scale · (code / most)⁴, rather than for an entry of a table: two square roots
-  find it, which every device rounds alike. Of moments as they occur it is nearer than the table's
-  entries, and reaches further down: to 4e-9 of the scale in the first moment, 2e-10 in the second.
+  find it, which every device rounds alike, and it reaches further down: to 4e-9 of the scale in the
+  first moment, 2e-10 in the second.
 - a second moment that is not zero is never rounded to zero (Li et al., 2023, arXiv:2309.01507,
-  section 4.1): the first one is divided by it.
+  section 4.1): the first one is divided by it. With the table, steps become hundreds of times too
+  long where a block's gradients are of very different sizes.
 - whether a code is rounded up goes by its fraction and by the number of the step, so that of many
   steps as many round up as they should. A step changes a second moment by a thousandth, which the
   nearest code would hide for ever.
@@ -38,9 +39,10 @@ class AdamW8bit(torch.optim.Optimizer):
     Beside what it holds, a step takes a few pieces of 65,536 elements on the host, of 1,048,576 on
     a device, however large a parameter is. Equal gradients give equal bits.
 
-    With 32-bit moments, weights are as torch's AdamW has them but for rounding. With a byte each, a
-    single step's change differs by some 3 % (root mean square), not to one side; the loss of a
-    small transformer after 200 steps differs by less than 2 %, as another seed's does.
+    With 32-bit moments, weights are as torch's AdamW has them but for rounding. With a byte each,
+    and gradients of like size in a block, all changes of 100 steps together differ by less than 5 %
+    (root mean square, of the changes' own), and their length by less than 1 %. The loss of a small
+    transformer after 120 steps differs by less than 5 %, as with another seed.
 
     Args:
         parameters: What is trained: floats that lie without gaps.
@@ -75,19 +77,12 @@ class AdamW8bit(torch.optim.Optimizer):
                 self.state[parameter] = _zero_moments(parameter, is_whole=is_whole)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override] # no loss to give
-        """Change every parameter that has a gradient.
-
-        Args:
-            closure: None; whoever calls has computed the gradients.
-        """
-        assert closure is None
+    def step(self) -> None:  # type: ignore[override] # no closure, and so no loss
+        """Change every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    state = self.state[parameter]
-                    state["step"] += 1
-                    _change(parameter, state, int(state["step"]), group)
+                    _change(parameter, parameter.grad, self.state[parameter], group)
 
 
 def _zero_moments(parameter: torch.Tensor, *, is_whole: bool) -> dict[str, torch.Tensor]:
@@ -108,17 +103,20 @@ def _zero_moments(parameter: torch.Tensor, *, is_whole: bool) -> dict[str, torch
 
 
 def _change(
-    parameter: torch.Tensor, state: dict[str, torch.Tensor], step: int, group: dict[str, Any]
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    state: dict[str, torch.Tensor],
+    group: dict[str, Any],
 ) -> None:
     """Do a parameter's part of a step, a piece after the other."""
-    assert parameter.grad is not None
-    weight = flat(parameter, like=parameter)
-    gradient = flat(parameter.grad, like=parameter)
+    state["step"] += 1
+    step = int(state["step"])
+    weight, slope = flat(parameter, like=parameter), flat(gradient, like=parameter)
     dither = _dither(step, weight.device)
     for piece in pieces(len(weight), weight.device, BLOCK):
         moments = [_Moment(state, name, piece) for name in ("exp_avg", "exp_avg_sq")]
         first, second = (moment.read() for moment in moments)
-        part = gradient[piece].float()
+        part = slope[piece].float()
         first.lerp_(part, 1 - group["betas"][0])
         second.mul_(group["betas"][1]).addcmul_(part, part, value=1 - group["betas"][1])
         for moment, value in zip(moments, (first, second), strict=True):
@@ -168,7 +166,7 @@ class _Moment:
         if self._scales is None:
             return
         blocks = values.view(self._values.shape)
-        scales = torch.linalg.vector_norm(blocks, math.inf, dim=1, keepdim=True)
+        scales = blocks.abs().amax(1, keepdim=True)
         self._scales.copy_(scales)
         # A block of zeros is divided by something, too.
         codes = (blocks / scales.clamp_(min=torch.finfo(torch.float32).tiny)).abs_()

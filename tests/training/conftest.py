@@ -2,6 +2,8 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from jobs.finetuning import FinetuneStep
 from training.batches import RowOrder
@@ -114,3 +116,36 @@ def make_loop(tmp_path):
     yield make
     for store in opened:
         store.close()
+
+
+@pytest.fixture
+def make_step():
+    """Makes a finetune step of what differs from the smallest one."""
+    plain = {"op": "finetune", "dataset": f"ds_{'0' * 64}", "steps": 1}
+    return lambda **parts: FinetuneStep(**plain | parts)
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Remembers the largest memory that any operation newly took for a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            if tensor.untyped_storage().data_ptr() not in given:
+                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
+        return out
+
+
+def _tensors(values):
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.fixture
+def largest_tensor():
+    """A context that counts the bytes of the largest tensor that is made in it."""
+    return _LargestTensor()
