@@ -93,6 +93,11 @@ class Skeleton:
             self._fill_the_rest()
 
     @property
+    def own_dtype(self) -> torch.dtype:
+        """In which dtype the library holds the folder's floats, whatever they are held in here."""
+        return _dtype_of(self._checkpoint)
+
+    @property
     def stored(self) -> Mapping[str, str]:
         """The tensor of the checkpoint that each of the model's weights is, by name."""
         return self._stored

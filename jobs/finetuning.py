@@ -75,10 +75,11 @@ class FinetuneStep(Strict):
     )
     lora: Lora | None = Field(None, description="Of `method: lora`. Default: rank 8.")
     savings: tuple[Saving, ...] = Field(
-        ("activation_checkpointing", "adamw8bit"),
+        ("activation_checkpointing", "adamw8bit", "optimizer_in_backward"),
         max_length=len(SAVINGS),
         description="What may be turned on, in this order, where a single row does not fit the "
-        "budget otherwise. `lora` trains other weights, so it is not unless it is named.",
+        "budget otherwise. `lora` trains other weights, so it is not unless it is named; "
+        "`optimizer_in_backward` is only where it changes nothing: one row a step, never clipped.",
     )
     distill: float = Field(
         0.0,

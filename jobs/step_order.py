@@ -45,6 +45,12 @@ def refuse_disorder(steps: Sequence[AnyStep]) -> None:
         raise ValueError("a recipe has at most one shrink step, and it is the first step")
     if sum(step.op == "finetune" for step in steps) > 1:
         raise ValueError("a recipe has at most one finetune step")
+    last = steps[-1]
+    kept_apart = [s for s in steps if isinstance(s, FinetuneStep) and s.lora and not s.lora.merge]
+    if kept_apart and last is not kept_apart[0]:
+        raise ValueError(
+            "adapters that are not merged end a recipe: finetune is its last step then"
+        )
     first = steps[0]
     if isinstance(first, FinetuneStep) and first.distill:
         raise ValueError("distill learns from the model as it came: prune or shrink before it")

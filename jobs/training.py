@@ -58,7 +58,8 @@ class Training(_Value):
     decisions: tuple[Decision, ...] = Field(description="How that was found.")
     trained_parameters: Count
     weights_held_zero: Count = Field(
-        description="Weights that were zero when it began, and still are."
+        description="Weights that were zero in what is trained when it began, and still are; and "
+        "those that adapters would have changed."
     )
     frozen_statistics: Count = Field(
         description="Normalizations whose statistics are those that they came with."

@@ -15,12 +15,16 @@ from evaluation.outputs import is_causal
 from evaluation.processors import special_tokens
 from evaluation.skeletons import Skeleton
 from jobs.checkpoint import open_checkpoint
-from jobs.finetuning import FinetuneStep
+from jobs.finetuning import FinetuneStep, Lora
 from jobs.problems import Problem
+from training.adapters import adaptable_names, add_adapters, merge_adapters, save_adapters
 from training.masking import Masking
 from training.rows import is_padding_free
 from training.written_folders import write_folder
 
+#: Where adapters lie that are kept apart.
+ADAPTER_FOLDER = "adapter"
+_NO_MATCH = "No module that can be trained has a name that matches include and not exclude."
 _BATCH_NORMS = (torch.nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - the base of them all
 
 
@@ -60,7 +64,8 @@ class TrainedFolder:
                 "config.json, so nothing says how it computes.",
             )
         self._kinds = kinds
-        self._skeleton = Skeleton(self._checkpoint, kinds, "F32")
+        # Frozen weights keep the dtype that the library gives them; trained ones have float32.
+        self._skeleton = Skeleton(self._checkpoint, kinds, None if step.method == "lora" else "F32")
         self._model: Any = self._skeleton.model
         self.name = f"A {type(self._model).__name__}"
         self.objective = _objective(self._model, step)
@@ -71,6 +76,8 @@ class TrainedFolder:
         self._skeleton.load_all()
         self.module = self._model.to(device)
         self._device = device
+        self._trained: set[int] = set()
+        self._lora: Lora | None = None
         self._takes = set(inspect.signature(self._model.forward).parameters)
         self.frozen_statistics = _set_training(self.module)
 
@@ -81,17 +88,39 @@ class TrainedFolder:
 
     def trained_parameters(self, step: FinetuneStep) -> Mapping[str, torch.nn.Parameter]:
         """Give the parameters that the step trains, by name, each once; all others are frozen."""
+        if step.method == "lora":
+            return self.adapt(step)
         trained = {}
         for name, parameter in self.module.named_parameters():
-            module = name.rpartition(".")[0]
-            is_wanted = step.include is None or _matches(module, step.include)
-            is_trained = is_wanted and not _matches(module, step.exclude)
+            is_trained = _is_selected(name.rpartition(".")[0], step)
             parameter.requires_grad_(is_trained)
             if is_trained:
                 trained[name] = parameter
         if not trained:
-            raise Problem("nothing_changed", "No module's name matches include and not exclude.")
+            raise Problem("nothing_changed", _NO_MATCH)
+        self._trained = {id(parameter) for parameter in trained.values()}
         return trained
+
+    def adapt(self, step: FinetuneStep) -> Mapping[str, torch.nn.Parameter]:
+        """Freeze all weights, put adapters beside those of the step's modules, and give them."""
+        head = self._model.get_output_embeddings()
+        names = [
+            name
+            for name in adaptable_names(self.module)
+            if _is_selected(name, step)
+            and (step.include is not None or self.module.get_submodule(name) is not head)
+        ]
+        if not names:
+            raise Problem("nothing_changed", _NO_MATCH)
+        dtype = self._skeleton.own_dtype
+        for parameter in self.module.parameters():
+            # Frozen, they need no more precision than they came with.
+            parameter.data = parameter.data.to(dtype)
+        self._lora = step.lora or Lora()
+        adapters = add_adapters(self.module, self._lora, names, seed=step.seed)
+        weights = (self.module.get_submodule(name).weight for name in names)
+        self._trained = {id(weight) for weight in weights}
+        return adapters
 
     def set_training(self) -> None:
         """Go back to training mode after the model was looked at in evaluation mode."""
@@ -116,13 +145,21 @@ class TrainedFolder:
         self._model.gradient_checkpointing_enable({"use_reentrant": False})
         return True
 
-    def write(self, folder: Path) -> None:
-        """Write the model with the weights that it has now, in the form that it came in."""
-        weights = {
-            stored: self._model.get_parameter_or_buffer(name)
-            for name, stored in self._skeleton.stored.items()
-        }
+    def write(self, folder: Path) -> Mapping[str, int]:
+        """Write the model with the weights that it has now; what was not trained is copied."""
+        lost: Mapping[str, int] = {}
+        if self._lora is not None and not self._lora.merge:
+            save_adapters(self.module, self._lora, folder / ADAPTER_FOLDER)
+            self._trained = set()
+        elif self._lora is not None:
+            lost = merge_adapters(self.module)
+        weights = {}
+        for name, stored in self._skeleton.stored.items():
+            values = self._model.get_parameter_or_buffer(name)
+            if id(values) in self._trained:
+                weights[stored] = values
         write_folder(self._checkpoint, self._kinds, weights, folder)
+        return lost
 
 
 def _objective(model: Any, step: FinetuneStep) -> str:  # noqa: ANN401
@@ -153,6 +190,11 @@ def _set_training(module: torch.nn.Module) -> int:
     for norm in norms:
         norm.eval()
     return len(norms)
+
+
+def _is_selected(module: str, step: FinetuneStep) -> bool:
+    is_wanted = step.include is None or _matches(module, step.include)
+    return is_wanted and not _matches(module, step.exclude)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

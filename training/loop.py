@@ -18,6 +18,7 @@ from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from training.batches import RowOrder, micro_batches
 from training.checkpoints import Record
+from training.in_backward import stepping_in_backward
 from training.masks import hold_zeros
 from training.memory import fits
 from training.objectives import Task, loss_sum, task_of
@@ -56,7 +57,6 @@ class Loop:
 
     Attributes:
         trainable: The model.
-        parameters: Those that are trained, by name.
         sparse: Names of those whose zeros stay zero.
         step: What is asked for.
         rows: On what.
@@ -67,7 +67,6 @@ class Loop:
     """
 
     trainable: Trainable
-    parameters: Mapping[str, torch.nn.Parameter]
     sparse: tuple[str, ...]
     step: FinetuneStep
     rows: Rows
@@ -76,6 +75,11 @@ class Loop:
     record: Record
     halvings: list[int] = field(default_factory=list)
     _epoch: int = 0
+
+    @property
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        """What is trained, by name."""
+        return self.setting.parameters
 
     def advance(self, held_bytes: Callable[[], int]) -> float:
         """Do one optimizer step.
@@ -93,15 +97,15 @@ class Loop:
         done = self.record.steps_done
         self._epoch = done // self.rows.order.steps_per_epoch
         numbers = self.rows.order.rows_of(done)
-        loss = self._gradients(numbers)
-        if not math.isfinite(loss):
-            raise Problem(
-                "training_diverged",
-                f"The loss of step {done + 1} is {loss}. Lower learning_rate, or set "
-                "max_grad_norm.",
-            )
         rate = learning_rate_at(self.step, done, self.total)
-        self._update(rate)
+        for group in self.setting.optimizer.param_groups:
+            group["lr"] = rate
+        if "optimizer_in_backward" in self.setting.savings:
+            with stepping_in_backward(self.setting.optimizer, self._prepare):
+                loss = self._gradients(numbers)
+        else:
+            loss = self._gradients(numbers)
+            self._update()
         self.record.steps_done = done + 1
         self.record.rows_seen += len(numbers)
         self.record.tokens_seen += int(self.rows.store.tokens[numbers].sum())
@@ -149,8 +153,14 @@ class Loop:
             # Dropout depends on the step and its rows, not on what was done before.
             torch.manual_seed(_mixed(self.step.seed, self.record.steps_done, int(chosen[0])))
             loss = self._loss(self._task(chosen)) / count
-            loss.backward()  # type: ignore[no-untyped-call]
             losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise Problem(
+                    "training_diverged",
+                    f"The loss of step {self.record.steps_done + 1} is {losses[-1]}. Lower "
+                    "learning_rate, or set max_grad_norm.",
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def _task(self, numbers: np.ndarray) -> Task:
         chosen = numbers.tolist()
@@ -164,14 +174,16 @@ class Loop:
         logits = self.trainable.logits(task.inputs)
         return loss_sum(self.trainable.objective, logits, task, self.step)
 
-    def _update(self, rate: float) -> None:
+    def _prepare(self, parameter: torch.nn.Parameter) -> None:
+        if any(parameter is self.parameters[name] for name in self.sparse):
+            hold_zeros(parameter)
+
+    def _update(self) -> None:
         for name in self.sparse:
             hold_zeros(self.parameters[name])
         if self.step.max_grad_norm is not None:
             parameters = list(self.parameters.values())
             torch.nn.utils.clip_grad_norm_(parameters, self.step.max_grad_norm, foreach=False)
-        for group in self.setting.optimizer.param_groups:
-            group["lr"] = rate
         self.setting.optimizer.step()
         self._zero()
 

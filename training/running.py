@@ -108,15 +108,19 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
         rows = _split(store, step)
         checkpoints = Checkpoints(place.scratch / "checkpoints", _job(place, recipe))
         settler = Settler(trainable, parameters, step, partial(_longest, trainable, rows), gauge)
-        loop = _begin(trainable, parameters, step, rows, settler, checkpoints)
+        loop = _begin(trainable, step, rows, settler, checkpoints)
         resumed_at = loop.record.steps_done or None
         stopped = _run(loop, checkpoints, gauge.held_bytes, on_step)
     if step.keep_best and loop.record.best is not None:
         checkpoints.read_best(_weights(loop))
-    trainable.write(place.output)
+    # Before it is written: adapters become part of other weights.
+    weights = sum(parameter.numel() for parameter in loop.parameters.values())
+    held = sum(int((loop.parameters[name] == 0).sum()) for name in loop.sparse)
+    lost = trainable.write(place.output)
     checkpoints.remove()
     _empty(row_folder)
-    return _report(loop, host, gauge, stopped, resumed_at, started)
+    counted = (weights, held, sum(lost.values()))
+    return _report(loop, host, gauge, counted, stopped, resumed_at, started)
 
 
 def _open(folder: Path, place: Place, step: FinetuneStep) -> Trainable:
@@ -162,7 +166,6 @@ def _longest(trainable: Trainable, rows: Rows, count: int) -> Mapping[str, torch
 
 def _begin(
     trainable: Trainable,
-    parameters: Mapping[str, torch.nn.Parameter],
     step: FinetuneStep,
     rows: Rows,
     settler: Settler,
@@ -170,8 +173,8 @@ def _begin(
 ) -> Loop:
     """Begin a training, or go on where an attempt before this one was killed."""
     per_epoch = rows.order.steps_per_epoch
+    embeddings = embedding_names(trainable.module)
     total = step.steps or max(1, round((step.epochs or 1) * per_epoch))
-    sparse = tuple(sparse_parameters(parameters, embedding_names(trainable.module)))
     found = checkpoints.find()
     if found is None:
         setting = settler.settle()
@@ -181,10 +184,13 @@ def _begin(
             savings=list(setting.savings),
             decisions=[decision.model_dump() for decision in setting.decisions],
         )
-        return Loop(trainable, parameters, sparse, step, rows, setting, total, record)
+        sparse = tuple(sparse_parameters(setting.parameters, embeddings))
+        return Loop(trainable, sparse, step, rows, setting, total, record)
     decisions = tuple(Decision.model_validate(decision) for decision in found.decisions)
     setting = settler.take_up(found.micro_batch_size, tuple(found.savings), decisions)
-    loop = Loop(trainable, parameters, sparse, step, rows, setting, total, found)
+    # Weights that were pruned are told before training is gone on with, by those of the model.
+    sparse = tuple(sparse_parameters(setting.parameters, embeddings))
+    loop = Loop(trainable, sparse, step, rows, setting, total, found)
     # They are read into place: the states are those of the optimizer itself.
     checkpoints.read(_state(loop))
     return loop
@@ -281,6 +287,7 @@ def _report(
     loop: Loop,
     host: HostGauge,
     gauge: HostGauge | DeviceGauge,
+    counted: tuple[int, int, int],
     stopped: bool,
     resumed_at: int | None,
     started: float,
@@ -302,8 +309,8 @@ def _report(
         micro_batch_size=loop.setting.micro_batch_size,
         savings=loop.setting.savings,
         decisions=loop.setting.decisions,
-        trained_parameters=sum(p.numel() for p in loop.parameters.values()),
-        weights_held_zero=sum(int((loop.parameters[name] == 0).sum()) for name in loop.sparse),
+        trained_parameters=counted[0],
+        weights_held_zero=counted[1] + counted[2],
         frozen_statistics=loop.trainable.frozen_statistics,
         losses=tuple(
             LossPoint(step=i + 1, loss=loss, learning_rate=rate, resident_bytes=nbytes)

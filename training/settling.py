@@ -14,6 +14,7 @@ from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from jobs.training import Decision
 from training.fitting import even_micro_batch, largest_micro_batch
+from training.in_backward import is_exact
 from training.memory import MemoryGauge, OutOfMemory, fits, peak_of
 from training.objectives import loss_sum, task_of
 from training.optimizers import build_optimizer, embedding_names
@@ -33,12 +34,14 @@ class Setting:
     Attributes:
         micro_batch_size: Rows in memory at one time.
         savings: What saves memory, in the order in which it was turned on.
+        parameters: What is trained, by name.
         optimizer: Holds its states already.
         decisions: What was tried.
     """
 
     micro_batch_size: int
     savings: tuple[str, ...]
+    parameters: Mapping[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     decisions: tuple[Decision, ...]
 
@@ -89,7 +92,7 @@ class Settler:
             if optimizer is not None:
                 size = self._largest(savings)
                 if size is not None:
-                    return Setting(size, savings, optimizer, tuple(self._decisions))
+                    return self._setting(size, savings, optimizer)
             # What the optimizer holds is let go before anything else is tried.
             del optimizer
             self._let_go()
@@ -119,7 +122,13 @@ class Settler:
         optimizer = self._begin(savings)
         if optimizer is None:
             raise self._refusal()
-        return Setting(micro_batch_size, savings, optimizer, decisions)
+        self._decisions = list(decisions)
+        return self._setting(micro_batch_size, savings, optimizer)
+
+    def _setting(
+        self, size: int, savings: tuple[str, ...], optimizer: torch.optim.Optimizer
+    ) -> Setting:
+        return Setting(size, savings, self._parameters, optimizer, tuple(self._decisions))
 
     def _begin(self, savings: tuple[str, ...]) -> torch.optim.Optimizer | None:
         """Put states and gradients into memory; None where there is no room for them."""
@@ -135,8 +144,9 @@ class Settler:
                     embeddings=embedding_names(self._trainable.module),
                 )
             )
-            for parameter in self._parameters.values():
-                parameter.grad = torch.zeros_like(parameter)
+            if "optimizer_in_backward" not in savings:
+                for parameter in self._parameters.values():
+                    parameter.grad = torch.zeros_like(parameter)
 
         if fits(begin):
             return made[0]
@@ -158,6 +168,13 @@ class Settler:
         """Turn a saving on, and say whether it is one for this model and optimizer."""
         if saving == "activation_checkpointing":
             return self._trainable.checkpoint_activations()
+        if saving == "lora":
+            adapted = None if self._step.method == "lora" else self._trainable.adapt(self._step)
+            self._parameters = adapted or self._parameters
+            return adapted is not None
+        if saving == "optimizer_in_backward":
+            # Not one row fits otherwise, so rows come one by one.
+            return is_exact(self._step, self._step.batch_size)
         return saving == "adamw8bit" and self._step.optimizer == "adamw"
 
     def _largest(self, savings: tuple[str, ...]) -> int | None:
@@ -184,6 +201,12 @@ class Settler:
     def _probe(self, rows: int, savings: tuple[str, ...]) -> int | None:
         """Run forward and backward on the longest rows, and give the peak; None without room."""
         peak = None
+        # Where a step follows each gradient at once, each is let go at once.
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
+            for parameter in self._parameters.values()
+            if "optimizer_in_backward" in savings
+        ]
         try:
             peak = peak_of(lambda: self._run(rows), self._gauge)
         except OutOfMemory:
@@ -192,6 +215,8 @@ class Settler:
             for parameter in self._parameters.values():
                 if parameter.grad is not None:
                     parameter.grad.zero_()
+            for hook in hooks:
+                hook.remove()
         self._decide(rows, savings, peak)
         return peak
 
@@ -259,3 +284,7 @@ class Settler:
             "more savings, or train fewer modules with include.",
             extra=extra,
         )
+
+
+def _forget(parameter: torch.Tensor) -> None:
+    parameter.grad = None

@@ -35,6 +35,9 @@ class Trainable(Protocol):
     def trained_parameters(self, step: FinetuneStep) -> Mapping[str, torch.nn.Parameter]:
         """Give the parameters that the step trains, by name, each once; all others are frozen."""
 
+    def adapt(self, step: FinetuneStep) -> Mapping[str, torch.nn.Parameter] | None:
+        """Freeze all weights, put adapters beside them, and give those; None where it cannot."""
+
     def set_training(self) -> None:
         """Go back to training mode after the model was looked at in evaluation mode."""
 
@@ -44,5 +47,9 @@ class Trainable(Protocol):
     def checkpoint_activations(self) -> bool:
         """Have activations computed again where gradients need them; False where it cannot."""
 
-    def write(self, folder: Path) -> None:
-        """Write the model with the weights that it has now, in the form that it came in."""
+    def write(self, folder: Path) -> Mapping[str, int]:
+        """Write the model with the weights that it has now, in the form that it came in.
+
+        Adapters are added to their weights before. Gives how many weights of each module those
+        would have changed and did not, because they were pruned.
+        """

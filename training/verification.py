@@ -2,19 +2,21 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from engine.memory import own_peak_bytes
 from engine.progress import Progress, Ticker
 from engine.verified_files import check_files, open_artifact
 from engine.verified_forms import find_forms, wrong
-from jobs.checkpoint import open_checkpoint
+from jobs.checkpoint import Checkpoint, open_checkpoint
 from jobs.problems import Problem
 from jobs.recipe import Recipe
 from jobs.report import Report, Verification
 from jobs.safetensors_header import TensorSpec
 from training.comparing import Difference, Pair
 
+_ADAPTER_FILES = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
 #: From this share of zeros on a weight was pruned, and keeps its zeros.
 SPARSE_SHARE = 0.01
 
@@ -46,6 +48,9 @@ def verify_folder(
     started = time.perf_counter()
     model, artifact = open_checkpoint(model_folder), open_artifact(artifact_folder)
     forms = find_forms(model.tensors, artifact.tensors, recipe, {})
+    adapters = _check_adapters(artifact, recipe)
+    apart = {name: n for name, n in artifact.others.items() if name not in adapters}
+    artifact = replace(artifact, others=apart)
     check_files(model, artifact, forms, recipe)
     ticker = Ticker(on_progress, Progress("verify", 1, 1, 0, len(forms), "tensors"))
     told = {tensor.name: tensor for tensor in report.tensors}
@@ -60,7 +65,7 @@ def verify_folder(
                 raise wrong(form.source.name, "has another share of zeros than the report says")
         rows += form.rows
         ticker.advance(1)
-    if not told:
+    if not told and not adapters:
         raise Problem("nothing_changed", "Training changed no weight. Raise the learning rate.")
     return Verification(
         tensors=len(forms),
@@ -69,6 +74,16 @@ def verify_folder(
         seconds=time.perf_counter() - started,
         peak_bytes=own_peak_bytes(),
     )
+
+
+def _check_adapters(artifact: Checkpoint, recipe: Recipe) -> list[str]:
+    """Check that adapters' files are there where they are kept apart, and give their names."""
+    step = recipe.finetune_step
+    names = [name for name in artifact.others if name.startswith("adapter/")]
+    is_wanted = step is not None and step.lora is not None and not step.lora.merge
+    if sorted(names) != (_ADAPTER_FILES if is_wanted else []):
+        raise Problem("invalid_artifact", f"The adapter's files are {sorted(names)}.")
+    return names
 
 
 def _check(tensor: TensorSpec, found: Difference, *, is_told: bool) -> None:

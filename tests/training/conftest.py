@@ -38,6 +38,12 @@ MODELS = {
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         ),
     ),
+    "bert-value": (
+        transformers.BertForSequenceClassification,
+        transformers.BertConfig(
+            **SMALL, vocab_size=VOCABULARY, max_position_embeddings=64, num_labels=1,
+        ),
+    ),
     "resnet": (
         transformers.ResNetForImageClassification,
         transformers.ResNetConfig(
@@ -108,9 +114,10 @@ def make_loop(tmp_path):
         optimizer = build_optimizer(parameters, step, has_8bit_states=False)
         sparse = sparse_parameters(parameters, embedding_names(trainable.module))
         return Loop(
-            trainable, parameters, tuple(sparse), step,
+            trainable, tuple(sparse), step,
             Rows(store, 0, RowOrder(len(store), step.batch_size, step.seed)),
-            Setting(micro_batch_size, (), optimizer, ()), step.steps or 1, Record("job"),
+            Setting(micro_batch_size, (), parameters, optimizer, ()),
+            step.steps or 1, Record("job"),
         )  # fmt: skip
 
     yield make

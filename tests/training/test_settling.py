@@ -37,6 +37,9 @@ class Bench:
         self._is_checkpointing = self._can_checkpoint
         return self._can_checkpoint
 
+    def adapt(self, _step):
+        return None
+
     def reset(self):
         self._peak = 0
 

@@ -1,0 +1,169 @@
+"""Whole trainings of small folders, beside what went in."""
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from jobs.problems import Problem
+from jobs.recipe import Recipe
+from tests.training.conftest import finetune_step
+from training.running import Place, finetune
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Train a folder, and give what was measured and the folder that came of it."""
+
+    def run(folder, dataset, name="trained", **choices):
+        step = finetune_step(**{"steps": 6, "batch_size": 16, "learning_rate": 1e-2} | choices)
+        (tmp_path / name).mkdir()
+        place = Place(
+            folder, folder, dataset, tmp_path / name / "out", tmp_path / name / "scratch", "cpu"
+        )
+        recipe = Recipe.model_construct(steps=(step,))
+        return finetune(place, recipe, lambda _told: None), place.output
+
+    return run
+
+
+def half_pruned(model):
+    for name, parameter in model.named_parameters():
+        if "proj" in name:
+            smallest = parameter.abs().flatten().kthvalue(parameter.numel() // 2).values
+            parameter.masked_fill_(parameter.abs() <= smallest, 0)
+
+
+def test_only_what_is_selected_is_trained_and_all_else_has_the_bits_it_had(
+    make_folder, token_rows, train
+):
+    folder, _ = make_folder("llama", torch.bfloat16)
+    before = load_file(folder / "model.safetensors")
+
+    training, output = train(folder, token_rows()[0], include=["*.mlp.*"])
+
+    after = load_file(output / "model.safetensors")
+    assert after.keys() == before.keys()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {name for name in after if ".mlp." in name}
+    assert all(after[name].dtype == torch.bfloat16 for name in after)
+    assert training.trained_parameters == 2 * 3 * 32 * 48
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "sgd", "adafactor"])
+def test_pruned_weights_are_zero_and_no_others_after_a_training(
+    make_folder, token_rows, train, optimizer
+):
+    folder, model = make_folder("llama", prepare=half_pruned)
+    choices = {"optimizer": optimizer, "weight_decay": 0.1, "steps": 10}
+
+    training, output = train(folder, token_rows()[0], **choices)
+
+    after = load_file(output / "model.safetensors")
+    pruned = [name for name in after if "proj" in name]
+    for name in pruned:
+        assert torch.equal(after[name] == 0, model.get_parameter(name) == 0)
+    assert training.weights_held_zero == sum(int((after[name] == 0).sum()) for name in pruned)
+    assert len(pruned) == 14
+
+
+def test_adapters_are_added_to_frozen_weights_and_leave_zeros_zero(make_folder, token_rows, train):
+    folder, model = make_folder("llama", prepare=half_pruned)
+
+    training, output = train(folder, token_rows()[0], method="lora", lora={"rank": 4})
+
+    after = load_file(output / "model.safetensors")
+    for name, value in after.items():
+        before = model.get_parameter(name)
+        assert torch.equal(value, before) == ("proj" not in name)
+        if "proj" in name:
+            assert not (value[before == 0]).any()
+    assert training.trained_parameters == sum(
+        4 * sum(after[name].shape) for name in after if "proj" in name
+    )
+    assert training.weights_held_zero > 0
+
+
+def test_adapters_that_are_not_merged_lie_beside_the_model_as_it_was(
+    make_folder, token_rows, train
+):
+    folder, model = make_folder("llama")
+
+    train(folder, token_rows()[0], method="lora", lora={"merge": False})
+    _, output = train(folder, token_rows()[0], "again", method="lora", lora={"merge": False})
+
+    after = load_file(output / "model.safetensors")
+    assert all(torch.equal(value, model.get_parameter(name)) for name, value in after.items())
+    adapters = load_file(output / "adapter" / "adapter_model.safetensors")
+    assert len(adapters) == 28
+    assert all(value.any() for value in adapters.values())
+
+
+def test_the_best_weights_are_given_and_training_ends_when_it_helps_no_more(
+    make_folder, token_rows, train
+):
+    folder, _ = make_folder("llama")
+    choices = {
+        "steps": 60, "evaluate_every": 2, "evaluation_rows": 8, "patience": 3, "keep_best": True,
+    }  # fmt: skip
+
+    training, output = train(folder, token_rows(rows=24)[0], **choices)
+
+    losses = {look.step: look.loss for look in training.looks}
+    assert training.stopped_early
+    assert training.steps < 60
+    assert training.best_step == min(losses, key=losses.get) < training.steps
+    assert (training.rows, training.held_out_rows) == (16, 8)
+    model = transformers.LlamaForCausalLM.from_pretrained(output, dtype=torch.float32)
+    tensors = load_file(token_rows(rows=24)[0])
+    ids, mask = (tensors[name][-8:] for name in ("input_ids", "attention_mask"))
+    targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert loss.item() == pytest.approx(losses[training.best_step], abs=1e-4)
+
+
+def test_one_row_a_step_may_be_stepped_inside_the_backward_pass_to_the_same_weights(
+    make_folder, token_rows, train, monkeypatch
+):
+    folder, _ = make_folder("llama")
+    choices = {"batch_size": 1, "steps": 5, "max_grad_norm": None}
+    _, plain = train(folder, token_rows()[0], "plain", **choices)
+    # No budget that a test could set is so tight: the saving is there from the beginning.
+    from training import settling
+
+    original = settling.Settler._largest
+    monkeypatch.setattr(
+        settling.Settler,
+        "_largest",
+        lambda self, savings: (
+            original(self, savings) if "optimizer_in_backward" in savings else None
+        ),
+    )
+
+    training, output = train(folder, token_rows()[0], savings=["optimizer_in_backward"], **choices)
+
+    assert training.savings == ("optimizer_in_backward",)
+    expected, found = (load_file(f / "model.safetensors") for f in (plain, output))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_data_set_that_is_all_held_out_is_refused(make_folder, token_rows, train):
+    folder, _ = make_folder("llama")
+
+    with pytest.raises(Problem, match="none is left to train on") as caught:
+        train(folder, token_rows(rows=8)[0], evaluate_every=1, evaluation_rows=8)
+
+    assert caught.value.code == "invalid_dataset"
+
+
+def test_values_are_learnt_where_a_model_gives_one(make_folder, tmp_path, train, token_rows):
+    folder, _ = make_folder("bert-value")
+    _, tensors = token_rows(rows=64)
+    values = tensors["input_ids"].float().mean(1) / 30
+    save_file({**tensors, "labels": values}, tmp_path / "values")
+
+    training, _ = train(folder, tmp_path / "values", steps=30, learning_rate=3e-3)
+
+    assert training.objective == "regression"
+    assert training.losses[-1].loss < 0.5 * training.losses[0].loss
