@@ -75,6 +75,7 @@ def test_a_number_is_read_however_it_is_written(text):
 
 WANDA = PRUNE | {"method": "wanda"}
 GPTQ = QUANTIZE | {"method": "gptq"}
+FINETUNE = {"op": "finetune", "dataset": f"ds_{'0' * 64}", "steps": 1}
 DATA = {"dataset": "ds_" + "0" * 64}
 
 
@@ -85,7 +86,21 @@ DATA = {"dataset": "ds_" + "0" * 64}
         ({"steps": []}, "/steps", "at least 1 item"),
         ({"steps": [QUANTIZE], "stpes": []}, "/stpes", "not a key that the recipe knows"),
         ({"steps": [{}]}, "/steps/0", "op is missing"),
-        ({"steps": [{"op": "finetune"}]}, "/steps/0", "'finetune' is not offered"),
+        ({"steps": [{"op": "distil"}]}, "/steps/0", "'distil' is not offered"),
+        ({"steps": [{"op": "finetune", "steps": 1}]}, "/steps/0/dataset", "Field required"),
+        ({"steps": [FINETUNE | {"steps": None}]}, "/steps/0", "say how long it is trained"),
+        ({"steps": [FINETUNE | {"epochs": 1}]}, "/steps/0", "steps, for example 200, or epochs"),
+        ({"steps": [FINETUNE | {"micro_batch_size": 33}]}, "/steps/0", "from 1 to batch_size, 32"),
+        ({"steps": [FINETUNE | {"patience": 1}]}, "/steps/0", "give evaluate_every"),
+        ({"steps": [FINETUNE | {"lora": {}}]}, "/steps/0", "lora is for method: lora"),
+        ({"steps": [FINETUNE | {"savings": ["lora"] * 2}]}, "/steps/0", "one of them twice"),
+        ({"steps": [FINETUNE, FINETUNE]}, "", "at most one finetune step"),
+        ({"steps": [FINETUNE | {"distill": 0.5}]}, "", "prune or shrink before it"),
+        (
+            {"steps": [FINETUNE | {"method": "lora", "lora": {"merge": False}}, QUANTIZE]},
+            "",
+            "finetune is its last step then",
+        ),
         ({"steps": [{"op": "quantize"}]}, "/steps/0/scheme", "Field required"),
         ({"steps": [QUANTIZE | {"scheme": "w4a16"}]}, "/steps/0/scheme", "'w8a16' or 'w8a8'"),
         ({"steps": [QUANTIZE | {"bits": 4}]}, "/steps/0/bits", "not a key"),

@@ -52,6 +52,30 @@ def test_what_running_the_model_gave_is_told_where_it_was_run(report):
     assert "answers" not in printed(report | {"quality": None})
 
 
+def test_what_training_did_is_a_line_and_stages_are_rows(report):
+    point = {"step": 1, "loss": 4.25, "learning_rate": 0.1, "resident_bytes": 2**20}
+    training = {
+        "steps": 200, "batch_size": 32, "micro_batch_size": 4, "savings": ["adamw8bit"],
+        "losses": [point, point | {"step": 200, "loss": 1.5}], "resident_peak_bytes": 2**29,
+        "rows_per_second": 12.5,
+    }  # fmt: skip
+    stage = {
+        "steps": [1], "artifact_bytes": 2**20, "measured_peak_bytes": 2**29, "seconds": 12.0,
+        "after": {"perplexity": 9.5}, "agreement": None,
+    }  # fmt: skip
+
+    text = printed(report | {"training": training, "stages": [stage]})
+
+    assert (
+        "trained: 200 steps of 32 rows, 4 at a time, adamw8bit, loss 4.25 -> 1.5, "
+        "peak 512.00 MiB, 12.5 rows/s"
+    ) in text
+    row = ["1.", report["steps"][0]["op"], "1.00", "MiB", "512.00", "MiB", "12s", "9.5", "-", "-"]
+    assert row in [line.split() for line in text.splitlines()]
+    assert "trained" not in printed(report)
+    assert "Stages" not in printed(report)
+
+
 def test_the_ten_tensors_with_the_largest_error_come_first(report):
     text = printed(report)
 

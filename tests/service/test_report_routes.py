@@ -144,6 +144,54 @@ def test_what_stays_float_has_the_colour_of_before():
     assert bars == [("a", 1.0, "before"), ("b", 0.5, "after")]
 
 
+def test_a_training_is_drawn_as_curves_from_its_first_step_to_its_last():
+    losses = [
+        {"step": step, "loss": loss, "learning_rate": 0.1, "resident_bytes": 2**20 * step}
+        for step, loss in ((1, 4.0), (2, 3.0), (3, 2.0))
+    ]
+    training = {
+        "objective": "causal_lm", "optimizer": "adamw", "method": "full", "rows": 9,
+        "held_out_rows": 2, "steps": 3, "epochs": 1.0, "batch_size": 3, "micro_batch_size": 1,
+        "savings": ["adamw8bit"], "decisions": [], "trained_parameters": 7,
+        "weights_held_zero": 0, "frozen_statistics": 0, "losses": losses,
+        "looks": [{"step": 0, "loss": 4.0}, {"step": 3, "loss": 3.0}], "rows_per_second": 2.0,
+        "optimizer_bytes": 56, "resident_peak_bytes": 2**21, "device_peak_bytes": None,
+        "seconds": 1.5,
+    }  # fmt: skip
+
+    page = draw(Report.model_validate(REPORT | {"training": training}))
+
+    loss, memory = page.curves
+    assert (loss.lowest, loss.highest) == ("2", "4")
+    looks_and_losses = {line.kind: line.points for line in loss.lines}
+    assert looks_and_losses["after"] == "320.0,0.0 640.0,90.0 960.0,180.0"
+    assert looks_and_losses["before"] == "0.0,0.0 960.0,90.0"
+    assert memory.lines[0].points == "0.0,120.0 480.0,60.0 960.0,0.0"
+    assert ("Loss", "2", "it was 4 in the first step") in page.figures
+    assert draw(Report.model_validate(REPORT)).curves == ()
+
+
+def test_a_page_of_a_training_has_its_curves_and_stages(client, job_id, finish):
+    losses = [
+        {"step": step, "loss": 1.0, "learning_rate": 0.1, "resident_bytes": 0} for step in (1, 2)
+    ]
+    training = {
+        "objective": "causal_lm", "optimizer": "adamw", "method": "full", "rows": 9,
+        "held_out_rows": 0, "steps": 2, "epochs": 1.0, "batch_size": 3, "micro_batch_size": 1,
+        "savings": [], "decisions": [], "trained_parameters": 7, "weights_held_zero": 0,
+        "frozen_statistics": 0, "losses": losses, "rows_per_second": 2.0, "optimizer_bytes": 56,
+        "resident_peak_bytes": 2**21, "device_peak_bytes": None, "seconds": 1.5,
+    }  # fmt: skip
+    stage = {"steps": [1], "artifact_bytes": 1100, "measured_peak_bytes": 2**21, "seconds": 0.5}
+    finish(job_id, {"m": b"x"}, report=REPORT | {"training": training, "stages": [stage]})
+
+    page = client.get(f"/jobs/{job_id}/report", headers=BROWSER).text
+
+    assert page.count("<polyline") == 2
+    assert "Stage by stage" in page
+    assert "1. quantize" in page
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (-2048, "-2.0 KiB"), (2**41, "2.0 TiB")],

@@ -91,7 +91,7 @@ def test_training_alone_gives_a_folder_that_opens_and_has_learnt(workshop, llama
 def test_a_model_that_is_killed_in_training_ends_as_one_that_was_not(
     workshop, llama, tokens, wait_until
 ):
-    recipe = {"steps": [PRUNE, finetune(tokens(), steps=60, micro_batch_size=4), INT8]}
+    recipe = {"steps": [PRUNE, finetune(tokens(), steps=200, micro_batch_size=4), INT8]}
     whole = workshop.run(llama, recipe)
     assert whole.state == "succeeded", whole.failure
     job_id = workshop.submit(llama, recipe)
@@ -162,3 +162,28 @@ def test_data_without_labels_fail_a_classifier_and_leave_nothing(workshop, tmp_p
     assert (job.state, job.failure["code"]) == ("failed", "invalid_dataset")
     assert "no labels" in job.failure["detail"]
     assert list(workshop.blobs.job_folder(job.id).glob("work-*")) == []
+
+
+def test_evaluation_between_steps_tells_of_each_and_changes_no_byte(workshop, llama, tokens):
+    section = {"dataset": tokens(), "rows": 16}
+    whole, split = (
+        workshop.run(llama, {"steps": [PRUNE, INT8], "evaluate": section | {"between": between}})
+        for between in (False, True)
+    )
+
+    assert split.state == "succeeded", split.failure
+    first, second = (workshop.blobs.report(job.id) for job in (whole, split))
+    assert first["stages"] == []
+    assert [stage["steps"] for stage in second["stages"]] == [[1], [2]]
+    pruned, rounded = second["stages"]
+    assert pruned["artifact_bytes"] > rounded["artifact_bytes"] == second["artifact"]["bytes"]
+    assert pruned["after"]["perplexity"] != second["quality"]["before"]["perplexity"]
+    assert rounded["after"] == second["quality"]["after"]
+    assert pruned["agreement"]["kl_divergence"] > 0
+    # Rounding moves answers far less than pruning half of the weights does.
+    assert rounded["agreement"]["kl_divergence"] == pytest.approx(
+        pruned["agreement"]["kl_divergence"], rel=0.2
+    )
+    files = {f.path: f.blake3 for f in whole.artifact.files if f.path.endswith(".safetensors")}
+    others = {f.path: f.blake3 for f in split.artifact.files if f.path.endswith(".safetensors")}
+    assert files == others
