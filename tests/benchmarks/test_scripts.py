@@ -22,7 +22,8 @@ def fill(page, script, options, rows):
         [sys.executable, "-m", f"benchmarks.{script}", *options, "--page", str(page)],
         cwd=ROOT,
         check=True,
-        timeout=120,
+        # Less than what pytest gives the whole test, so that it is the script that is ended.
+        timeout=170,
     )
 
     text = page.read_text()
