@@ -17,11 +17,15 @@ demo: $(SETUP)
 up: $(SETUP)
 	@$(BIN)/python -m local.up
 
+# Two processes, as most tests wait for other processes now and then. Each computes with one thread,
+# or the threads of both would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(SETUP)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
 
 check: $(SETUP)
 	$(BIN)/ruff format --check .

@@ -28,6 +28,7 @@ from planning.aims import Settled
 from planning.architectures import table_version
 from planning.cuts import Shrinkage
 from planning.layout import Placement
+from planning.plan import Plan
 from planning.prediction import Prediction
 
 
@@ -55,31 +56,20 @@ def build_report(
     """
     steps, tensors, reached = counted
     plan = settled.plan
-    checkpoint, shards, recipe = plan.model, plan.shards, plan.recipe
-    model_bytes = plan.model_bytes
-    artifact_bytes = sum(shard.nbytes for shard in shards)
-    facts = checkpoint.facts()
+    has_config = plan.model.config is not None
     reports = tuple(
         _tensor(placement, tensors[placement.source.name])
-        for shard in shards
+        for shard in plan.shards
         for placement in shard.placements
         if placement.target is not None
     )
     # Of thousands of tensors, these are the most that the job holds.
     memory[0].sample()
     return Report(
-        model=ModelFacts(
-            format=checkpoint.format,
-            architecture=facts["architecture"],
-            bytes=model_bytes,
-            parameters=facts["parameters"],
-            parameters_by_dtype=facts["parameters_by_dtype"],
-        ),
-        artifact=ArtifactFacts(
-            format=plan.output_format, bytes=artifact_bytes, size_ratio=artifact_bytes / model_bytes
-        ),
-        memory=_memory(*memory, recipe, prediction),
-        steps=tuple(e.report(step) for e, step in zip(steps, recipe.steps, strict=True)),
+        model=_model(plan),
+        artifact=_artifact(plan),
+        memory=_memory(*memory, plan.recipe, prediction),
+        steps=tuple(e.report(step) for e, step in zip(steps, plan.recipe.steps, strict=True)),
         tensors=reports,
         skipped=plan.selection.skipped,
         shrunk=_shrunk(plan.shrinkage, kept) if plan.shrinkage else None,
@@ -87,12 +77,32 @@ def build_report(
         loaders=loaders_of(
             list(plan.selection.targets.values()),
             plan.output_format,
-            has_config=checkpoint.config is not None,
+            has_config=has_config,
             is_shrunk=plan.shrinkage is not None,
         ),
-        speed=Speed(total_seconds=seconds, input_bytes_per_second=model_bytes / max(seconds, 1e-9)),
+        speed=Speed(
+            total_seconds=seconds, input_bytes_per_second=plan.model_bytes / max(seconds, 1e-9)
+        ),
         resumed=Resumed(bytes_skipped=reached.bytes_read) if reached else None,
-        versions=_versions(has_config=checkpoint.config is not None, inspection=memory[2]),
+        versions=_versions(has_config=has_config, inspection=memory[2]),
+    )
+
+
+def _model(plan: Plan) -> ModelFacts:
+    facts = plan.model.facts()
+    return ModelFacts(
+        format=plan.model.format,
+        architecture=facts["architecture"],
+        bytes=plan.model_bytes,
+        parameters=facts["parameters"],
+        parameters_by_dtype=facts["parameters_by_dtype"],
+    )
+
+
+def _artifact(plan: Plan) -> ArtifactFacts:
+    nbytes = sum(shard.nbytes for shard in plan.shards)
+    return ArtifactFacts(
+        format=plan.output_format, bytes=nbytes, size_ratio=nbytes / plan.model_bytes
     )
 
 

@@ -7,6 +7,7 @@ that it runs. So each has a grammar, and nothing else gets that far.
 import ast
 import keyword
 import re
+from typing import NoReturn
 
 from jobs.problems import Problem
 
@@ -42,9 +43,8 @@ def check_identifier(name: str, what: str) -> str:
     Raises:
         Problem: `invalid_program`.
     """
-    if _IDENTIFIER.fullmatch(name) and not keyword.iskeyword(name):
-        return name
-    raise Problem("invalid_program", f"{what}: {name[:80]!a} is no identifier.")
+    is_one = _IDENTIFIER.fullmatch(name) and not keyword.iskeyword(name)
+    return name if is_one else _refuse(name, what, "identifier")
 
 
 def check_fqn(name: str, what: str) -> str:
@@ -60,9 +60,8 @@ def check_fqn(name: str, what: str) -> str:
     Raises:
         Problem: `invalid_program`.
     """
-    if len(name) <= 500 and _FQN.fullmatch(name):
-        return name
-    raise Problem("invalid_program", f"{what}: {name[:80]!a} is no dotted name.")
+    is_one = len(name) <= 500 and _FQN.fullmatch(name)
+    return name if is_one else _refuse(name, what, "dotted name")
 
 
 def check_entry(name: str, what: str) -> str:
@@ -78,11 +77,9 @@ def check_entry(name: str, what: str) -> str:
     Raises:
         Problem: `invalid_program`, or `unsafe_program` where it is that of an object.
     """
-    if _ENTRY.fullmatch(name):
-        return name
     if name.startswith(("custom_obj_", "opaque_obj_")):
         raise Problem("unsafe_program", f"{what}: {name[:80]!a} is an object, and no tensor.")
-    raise Problem("invalid_program", f"{what}: {name[:80]!a} is no entry for a tensor.")
+    return name if _ENTRY.fullmatch(name) else _refuse(name, what, "entry for a tensor")
 
 
 def check_text(text: str, what: str) -> str:
@@ -98,9 +95,7 @@ def check_text(text: str, what: str) -> str:
     Raises:
         Problem: `invalid_program`.
     """
-    if _TEXT.fullmatch(text):
-        return text
-    raise Problem("invalid_program", f"{what}: {text[:80]!a} is no word that an operator takes.")
+    return text if _TEXT.fullmatch(text) else _refuse(text, what, "word that an operator takes")
 
 
 def check_symbol(name: str, what: str) -> str:
@@ -116,9 +111,8 @@ def check_symbol(name: str, what: str) -> str:
     Raises:
         Problem: `invalid_expression`.
     """
-    if _SYMBOL.fullmatch(name):
-        return name
-    raise Problem("invalid_expression", f"{what}: {name[:80]!a} is no symbol such as s0.")
+    is_one = _SYMBOL.fullmatch(name)
+    return name if is_one else _refuse(name, what, "symbol such as s0", "invalid_expression")
 
 
 def check_expression(text: str, what: str) -> str:
@@ -147,6 +141,10 @@ def check_expression(text: str, what: str) -> str:
         "invalid_expression",
         f"{what}: the expression {text[:120]!a} is not accepted: {str(fault)[:120]}.",
     )
+
+
+def _refuse(text: str, what: str, kind: str, code: str = "invalid_program") -> NoReturn:
+    raise Problem(code, f"{what}: {text[:80]!a} is no {kind}.")
 
 
 def _check_node(node: ast.expr) -> None:

@@ -4,18 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from jobs.checkpoint import Checkpoint
-from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from jobs.recipe import Recipe
 from jobs.report import Skipped
 from jobs.safetensors_header import DTYPE_BYTES
-from jobs.steps import PruneStep, QuantizeStep, ShrinkStep
+from jobs.steps import PruneStep, QuantizeStep
 from planning.candidates import Candidate, find_candidates
+from planning.choices import find_choices
 from planning.cuts import Cut, Shrinkage
-from planning.groups import find_units, leave_split_groups, refuse_float_merges
-from planning.matrices import Matrix, pruned_count
+from planning.matrices import Matrix
 from planning.module_kinds import ModuleKinds
-from planning.reasons import reason_against
 
 
 @dataclass(frozen=True)
@@ -145,44 +143,20 @@ def choose(
     Raises:
         Problem: As `select`.
     """
-    skipped = list(shrinkage.skipped) if shrinkage else []
+    choices = find_choices(candidates, names, recipe, output_format, keep_float or {})
     cuts = shrinkage.cuts if shrinkage else {}
-    pruned: dict[str, list[int]] = {}
-    rounding: QuantizeStep | None = None
-    quantized: set[str] = set()
-    units: tuple[tuple[str, ...], ...] = ()
-    for index, step in enumerate(recipe.steps):
-        if isinstance(step, ShrinkStep | FinetuneStep):
-            continue
-        reasons = {c.weight.name: reason_against(c, step, output_format) for c in candidates}
-        if isinstance(step, QuantizeStep):
-            rounding = step
-            reasons = {name: r or (keep_float or {}).get(name) for name, r in reasons.items()}
-            if output_format == "compressed-tensors":
-                leave_split_groups(candidates, reasons)
-                refuse_float_merges(candidates, reasons)
-        skipped += [Skipped(name=n, op=step.op, reason=r) for n, r in reasons.items() if r]
-        chosen = [c for c in candidates if reasons[c.weight.name] is None]
-        if not chosen:
-            raise Problem("nothing_changed", _explain(names, index, step, reasons))
-        if isinstance(step, QuantizeStep):
-            quantized |= {candidate.weight.name for candidate in chosen}
-            units = find_units(chosen, output_format)
-            continue
-        for matrix in _matrices(chosen, step):
-            pruned.setdefault(matrix.tensor.name, []).append(index)
     targets = {
         matrix.tensor.name: _target(
             candidate,
             matrix,
-            tuple(pruned.get(matrix.tensor.name, ())),
-            rounding if matrix.tensor.name in quantized else None,
+            tuple(choices.pruned.get(matrix.tensor.name, ())),
+            choices.rounding if matrix.tensor.name in choices.quantized else None,
             recipe,
             cuts.get(matrix.tensor.name),
         )
         for candidate in candidates
         for matrix in candidate.matrices
-        if any(matrix.tensor.name in changed for changed in (quantized, pruned, cuts))
+        if any(matrix.tensor.name in some for some in (choices.quantized, choices.pruned, cuts))
     }
     if not targets and any(isinstance(step, PruneStep) for step in recipe.steps):
         raise Problem(
@@ -191,7 +165,8 @@ def choose(
         )
     order = {name: place for place, name in enumerate(names)}
     ordered = dict(sorted(targets.items(), key=lambda item: order[item[0]]))
-    return Selection(ordered, tuple(skipped), units)
+    skipped = (*(shrinkage.skipped if shrinkage else ()), *choices.skipped)
+    return Selection(ordered, skipped, choices.units)
 
 
 def _target(
@@ -223,40 +198,3 @@ def _target(
 def _looks_at_rows(prune_steps: tuple[int, ...], recipe: Recipe) -> bool:
     steps = [step for i in prune_steps if isinstance(step := recipe.steps[i], PruneStep)]
     return any(step.structure == "unstructured" and step.scope == "row" for step in steps)
-
-
-def _matrices(chosen: list[Candidate], step: PruneStep) -> list[Matrix]:
-    """Give what a step prunes, leaving out tensors of which it prunes not one weight."""
-    matrices = [m for c in chosen for m in (c.matrices if step.biases else c.matrices[:1])]
-    if step.structure != "unstructured":
-        return matrices
-    sparsity = step.sparsity or 0.0
-    if step.scope == "global":
-        total = sum(matrix.tensor.elements for matrix in matrices)
-        return matrices if pruned_count(sparsity, total) else []
-    if step.scope == "row":
-        return [m for m in matrices if pruned_count(sparsity, m.inputs)]
-    return [m for m in matrices if pruned_count(sparsity, m.tensor.elements)]
-
-
-def _explain(
-    names: Sequence[str],
-    index: int,
-    step: PruneStep | QuantizeStep,
-    reasons: dict[str, str | None],
-) -> str:
-    opening = f"Step {index + 1} ({step.op}) would change no tensor."
-    if not reasons:
-        return (
-            f"{opening} None of the {len(names)} tensors ({', '.join(names[:5])}) is the weight of "
-            "a Linear, a convolution or an embedding: such a weight is named <module>.weight and "
-            "has two or more dimensions."
-        )
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        by_reason.setdefault(reason or "", []).append(name)
-    told = " ".join(
-        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {reason}"
-        for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    )
-    return f"{opening} {told[:2000]}"

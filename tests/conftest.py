@@ -1,10 +1,13 @@
 """What the tests of several rooms share."""
 
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,31 @@ from jobs.checkpoint import INDEX_NAME
 # A suite started in the background by a script inherits an ignored Ctrl-C, as would the processes
 # under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Outside of what pytest-timeout measures: to wait for others is no part of a test.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run a test that is to be alone while none of the suite's other processes runs one."""
+    here = Path(__file__)
+    kind = fcntl.LOCK_SH if item.get_closest_marker("alone") is None else fcntl.LOCK_EX
+    with ExitStack() as stay:
+        # Whoever waits to be alone lets nobody in meanwhile, or somebody would always be there.
+        with _locked(here.parent, kind):
+            stay.enter_context(_locked(here, kind))
+        return (yield)
+
+
+@contextmanager
+def _locked(path: Path, kind: int) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        # In so many words, as a process that was forked meanwhile may have the descriptor too.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SEED = 1
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(300)]
 
 
 def test_under_fire_nothing_is_lost_doubled_stuck_or_left_behind(tmp_path):

@@ -16,7 +16,7 @@ from modelpress import Client
 from modelpress.backoff import Backoff
 from modelpress.errors import ModelpressError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(300)]
 
 WORKERS = 2
 CLIENTS = 4

@@ -103,6 +103,9 @@ def test_a_dead_workers_job_is_another_ones_within_a_lease(tenants, set_back, wa
 
     wait_until(lambda: store.get(job_id).state == "queued", "it to be queued", 3 * LEASE_SECONDS)
     wait_until(lambda: store.next_to_run() == job_id, "it to be next")
+    [row] = store.get(job_id).attempts
+    assert (row.outcome, row.reason) == ("requeued", "worker_lost")
+    assert store.claim(job_id, "another").attempt == 2
 
 
 def test_a_living_workers_job_stays_its_own(tenants, set_back, wait_until):
@@ -147,6 +150,9 @@ def test_after_a_loss_of_redis_too_young_a_job_is_only_one_of_these_seconds(tena
     stores.jobs.redis.flushall()
 
     wait_until(lambda: stores.jobs.next_to_run() == spec.id, "it to be next")
+    job = stores.jobs.get(spec.id)
+    assert (job.state, job.attempts) == ("queued", ())
+    assert round(job.created_at.timestamp() * 1000) == created_ms
 
 
 def test_a_job_ends_when_its_result_says_though_redis_is_an_hour_ahead(redis, clock, wait_until):

@@ -198,6 +198,8 @@ def test_a_job_that_was_young_when_redis_was_emptied_is_not_left_for_a_minute(
 
     wait_until(lambda: store.get(job_id) is not None, "the job to be back", seconds=5)
     reaper.stop()
+    assert store.get(job_id).state == "queued"
+    assert rings(store) == 1
 
 
 def test_a_key_finds_its_job_after_a_loss_of_redis(store, blobs, reaper):
@@ -297,6 +299,8 @@ def test_the_thread_notices_that_redis_was_emptied(store, blobs, reaper, wait_un
 
     wait_until(lambda: store.get(job_id) is not None, "the job to be back", seconds=5)
     reaper.stop()
+    assert store.get(job_id).state == "queued"
+    assert rings(store) == 1
 
 
 def test_the_thread_outlives_what_it_meets(blobs, reaper, monkeypatch, wait_until):
@@ -309,7 +313,10 @@ def test_the_thread_outlives_what_it_meets(blobs, reaper, monkeypatch, wait_unti
     monkeypatch.setattr(reaper, "reap_once", fail)
     reaper.start()
     wait_until(lambda: len(looks) > 2, "further looks")
+
+    assert reaper._thread.is_alive()
     reaper.stop()
+    assert not reaper._thread.is_alive()
 
 
 def test_the_jobs_of_every_tenant_are_looked_after(tenants, reaper):
