@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from jobs.checkpoint import Checkpoint
 from jobs.finetuning import FinetuneStep
+from jobs.inferring import InferStep
 from jobs.problems import Problem
 from jobs.recipe import Recipe
 from jobs.report import Skipped
@@ -152,7 +153,7 @@ def choose(
     quantized: set[str] = set()
     units: tuple[tuple[str, ...], ...] = ()
     for index, step in enumerate(recipe.steps):
-        if isinstance(step, ShrinkStep | FinetuneStep):
+        if isinstance(step, ShrinkStep | FinetuneStep | InferStep):
             continue
         reasons = {c.weight.name: reason_against(c, step, output_format) for c in candidates}
         if isinstance(step, QuantizeStep):
