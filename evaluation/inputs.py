@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from evaluation.datasets import read_rows
+from evaluation.datasets import Rows, read_rows
 from evaluation.image_rows import ImageRows
 from evaluation.labels import label_index, label_value
+from evaluation.picking import pick, without_labels
 from evaluation.processors import Processor, image_processor, text_encoder
 from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
@@ -31,11 +32,13 @@ class Batch:
         inputs: What ``forward`` takes, by name, [B, …].
         labels: Right answers, int64 [B]; None where there are none.
         mask: Which places of a row hold tokens, bool [B, T]; None where all do.
+        names: What the rows are called in the data set; None where they have no names.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor | None = None
     mask: torch.Tensor | None = field(default=None)
+    names: list[str] | None = None
 
     @property
     def rows(self) -> int:
@@ -43,11 +46,31 @@ class Batch:
         return len(next(iter(self.inputs.values())))
 
 
+@dataclass(frozen=True)
+class Span:
+    """Rows of a data set, nothing of which is measured or learned.
+
+    Attributes:
+        rows: How many, the first ones.
+        batch_size: How many at a time.
+        max_length: Tokens of a row, at most.
+        chosen: Which of them, counted from 0; None for all.
+    """
+
+    rows: int
+    batch_size: int
+    max_length: int
+    chosen: frozenset[int] | None = None
+
+
+Wanted = Evaluate | Calibrate | FinetuneStep | Span
+
+
 def batches_of(
     model: Any,  # noqa: ANN401 - transformers has no types
     folder: Path,
     dataset: Path | None,
-    wanted: Evaluate | Calibrate | FinetuneStep,
+    wanted: Wanted,
 ) -> Iterator[Batch]:
     """Give the inputs of a model, batch by batch, the same each time.
 
@@ -70,7 +93,7 @@ def batches_of(
     encode = process = None
     # Only training knows what to do with values for labels.
     has_values = isinstance(wanted, FinetuneStep) and model.config.num_labels == 1
-    for rows in read_rows(dataset, wanted.batch_size, wanted.rows):
+    for rows in read_some(dataset, wanted):
         if isinstance(rows, dict):
             yield _tensor_batch(model, rows, has_values=has_values)
             continue
@@ -82,6 +105,15 @@ def batches_of(
         encode = encode or text_encoder(folder, _longest(model, wanted))
         found = _labels(model, rows.labels, has_values=has_values)
         yield _text_batch(model, encode(rows.texts), found)
+
+
+def read_some(dataset: Path, wanted: Wanted) -> Iterator[Rows]:
+    """Read those rows of a data set that are wanted, some at a time; as `read_rows`."""
+    blocks = read_rows(dataset, wanted.batch_size, wanted.rows)
+    if not isinstance(wanted, Span):
+        return blocks
+    plain = without_labels(blocks)
+    return plain if wanted.chosen is None else pick(plain, wanted.chosen)
 
 
 def _labels(model: Any, labels: list[Any] | None, *, has_values: bool) -> torch.Tensor | None:  # noqa: ANN401
@@ -173,10 +205,11 @@ def _image_batch(
 ) -> Batch:
     # One after the other: an image may be far larger than what becomes of it.
     values = torch.cat([process(image) for image in rows.decoded()])
-    return Batch({model.main_input_name: values.to(next(model.parameters()).dtype)}, labels)
+    inputs = {model.main_input_name: values.to(next(model.parameters()).dtype)}
+    return Batch(inputs, labels, names=rows.names)
 
 
-def _longest(model: Any, wanted: Evaluate | Calibrate | FinetuneStep) -> int:  # noqa: ANN401
+def _longest(model: Any, wanted: Wanted) -> int:  # noqa: ANN401
     """Give how many tokens a row may have: the model has no places for more."""
     places = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # Some keep two of their places for padding.

@@ -54,7 +54,7 @@ def read_answers(model: Any, batch: Batch, output: Any) -> Answers:  # noqa: ANN
     logits, hidden = _first(output, "logits"), _first(output, "last_hidden_state")
     tokens = _tokens(model, batch)
     if logits is None and hidden is not None:
-        return Answers(_averaged(hidden, batch.mask), False, None, 0, None, tokens)
+        return Answers(averaged(hidden, batch.mask), False, None, 0, None, tokens)
     if logits is None:
         raise Problem(
             "evaluation_failed",
@@ -127,7 +127,8 @@ def _tokens(model: Any, batch: Batch) -> int | None:  # noqa: ANN401
     return batch.inputs["input_ids"].numel()
 
 
-def _averaged(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def averaged(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Average hidden states over the tokens or places of each row, padding apart."""
     if hidden.ndim == 4:
         # An image's features, [B, W, height, width].
         return hidden.float().mean(dim=(2, 3))

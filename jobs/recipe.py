@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ByteSize, Field, ValidationError, model_validator
 
 from jobs.finetuning import FinetuneStep
+from jobs.inferring import InferStep
 from jobs.problems import Detail, Problem
 from jobs.recipe_text import load_document
-from jobs.step_order import parts_of, refuse_disorder, refuse_uncalibrated
+from jobs.step_order import parts_of, refuse_disorder, refuse_uncalibrated, without_infer
 from jobs.steps import OPS, QuantizeStep, ShrinkStep, Step
 from jobs.strict import DatasetId, Strict
 
@@ -160,27 +161,39 @@ class Recipe(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _compared(self) -> "Recipe":
+        if self.compression is None and self.evaluate is not None:
+            raise ValueError(
+                "evaluate compares a model with what becomes of it; infer changes none"
+            )
+        if self.compression is None and self.gate != Gate():
+            raise ValueError("gate is about what becomes of a model; infer changes none")
+        return self
+
     @property
     def datasets(self) -> tuple[str, ...]:
         """The data sets that the job reads, each once."""
-        sections = (self.calibrate, self.finetune_step, self.evaluate)
+        sections = (self.calibrate, self.finetune_step, self.evaluate, self.infer_step)
         named = (section.dataset for section in sections if section is not None)
         return tuple(dict.fromkeys(dataset for dataset in named if dataset is not None))
 
     @property
     def runs_model(self) -> bool:
         """Whether the job runs the model, rather than only reading its weights."""
-        sections = (self.calibrate, self.finetune_step, self.evaluate)
+        sections = (self.calibrate, self.finetune_step, self.evaluate, self.infer_step)
         return any(section is not None for section in sections)
 
     @property
     def stages(self) -> tuple["Recipe", ...]:
         """Recipes of those steps that one pass does together, in order; itself where one does all.
 
-        All but the last give the next one a model of the same form as the one that came in.
+        All but the last give the next one a model of the same form as the one that came in. An
+        infer step is in none of them: it changes no model.
         """
         is_split = self.evaluate is not None and self.evaluate.between
-        parts = [(step,) for step in self.steps] if is_split else parts_of(self.steps)
+        steps = without_infer(self.steps)
+        parts = [(step,) for step in steps] if is_split else parts_of(steps)
         last = len(parts) - 1
         return tuple(
             self.model_copy(
@@ -197,6 +210,20 @@ class Recipe(Strict):
     def finetune_step(self) -> FinetuneStep | None:
         """The step that trains; None without one."""
         return next((step for step in self.steps if isinstance(step, FinetuneStep)), None)
+
+    @property
+    def infer_step(self) -> InferStep | None:
+        """The step that runs the model over a data set; None without one."""
+        last = self.steps[-1]
+        return last if isinstance(last, InferStep) else None
+
+    @property
+    def compression(self) -> "Recipe | None":
+        """All of it that changes the model: no infer step; None where nothing does."""
+        steps = without_infer(self.steps)
+        if len(steps) == len(self.steps):
+            return self
+        return self.model_copy(update={"steps": steps}) if steps else None
 
     @property
     def rounding(self) -> QuantizeStep | None:

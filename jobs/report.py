@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.inference import Inference
 from jobs.quality import Agreement, Calibration, Quality, Running
 from jobs.shrunk import Shrunk
 from jobs.training import Training
@@ -34,8 +35,11 @@ class ModelFacts(_Value):
 class ArtifactFacts(_Value):
     """The artifact that came out."""
 
-    format: Literal["compressed-tensors", "safetensors", "pt2"]
-    bytes: Bytes = Field(description="Bytes of its safetensors files, or of its .pt2.")
+    format: Literal["compressed-tensors", "safetensors", "pt2", "parquet"]
+    bytes: Bytes = Field(
+        description="Bytes of its safetensors files, or of its .pt2; of the answers where the "
+        "recipe only infers."
+    )
     size_ratio: float = Field(description="Artifact bytes over model bytes.")
 
 
@@ -87,10 +91,10 @@ class Memory(_Value):
 class StepReport(_Value):
     """One step of the recipe."""
 
-    op: Literal["shrink", "prune", "finetune", "quantize"]
+    op: Literal["shrink", "prune", "finetune", "quantize", "infer"]
     method: str = Field(
         description="As in the recipe; the scheme of a quantize step, the importance of a shrink "
-        "step."
+        "step, the output of an infer step."
     )
     seconds: Seconds = Field(description="Time spent in the step's own arithmetic.")
     bytes_read: Bytes = Field(
@@ -242,6 +246,9 @@ class Report(_Value):
     quality: Quality | None = Field(
         None, description="What running the model gave; None where the recipe does not evaluate."
     )
+    inference: Inference | None = Field(
+        None, description="The data set that the model was run over; None without an infer step."
+    )
     versions: dict[str, str] = Field(
         description="What the job ran with; transformers only where it has a config, with "
         "`(table)` where the table of architectures made from it was enough."
@@ -256,6 +263,28 @@ class Report(_Value):
         """Give the report of the same job with how its model answers, and with what that took."""
         peaks = (quality.before.resident_peak_bytes, quality.after.resident_peak_bytes)
         return self.model_copy(update={"quality": quality, "memory": self._with_peak(max(peaks))})
+
+    def inferred(self, inference: Inference, dataset_bytes: int) -> "Report":
+        """Give the report of the same job with its answers, and with what these took."""
+        peaks = [inference.resident_peak_bytes]
+        if inference.recheck is not None:
+            peaks.append(inference.recheck.resident_peak_bytes)
+        step = StepReport(
+            op="infer",
+            method=inference.output,
+            seconds=inference.seconds,
+            bytes_read=dataset_bytes,
+            bytes_written=inference.bytes,
+            tensors_changed=0,
+            weights_pruned=0,
+        )
+        return self.model_copy(
+            update={
+                "inference": inference,
+                "steps": (*self.steps, step),
+                "memory": self._with_peak(max(peaks)),
+            }
+        )
 
     def verified(self, verification: Verification) -> "Report":
         """Give the report of the same job with what was verified, and with what that took."""

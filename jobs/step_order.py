@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from jobs.finetuning import FinetuneStep
+from jobs.inferring import InferStep
 from jobs.steps import AnyStep
 
 
@@ -25,6 +26,11 @@ def parts_of(steps: Sequence[AnyStep]) -> list[tuple[AnyStep, ...]]:
     return parts
 
 
+def without_infer(steps: Sequence[AnyStep]) -> tuple[AnyStep, ...]:
+    """Give the steps that change the model, which is all but an infer step."""
+    return tuple(step for step in steps if not isinstance(step, InferStep))
+
+
 def refuse_disorder(steps: Sequence[AnyStep]) -> None:
     """Refuse steps that make no sense one after the other.
 
@@ -34,6 +40,11 @@ def refuse_disorder(steps: Sequence[AnyStep]) -> None:
     Raises:
         ValueError: In words for whoever wrote the recipe.
     """
+    if any(step.op == "infer" for step in steps[:-1]):
+        raise ValueError("a recipe has at most one infer step, and it is the last step")
+    last = steps[-1]
+    # Alone, it follows nothing that it could disagree with.
+    steps = without_infer(steps) or steps
     quantizations = [i for i, step in enumerate(steps) if step.op == "quantize"]
     if len(quantizations) > 1:
         raise ValueError("a recipe has at most one quantize step")
@@ -45,7 +56,6 @@ def refuse_disorder(steps: Sequence[AnyStep]) -> None:
         raise ValueError("a recipe has at most one shrink step, and it is the first step")
     if sum(step.op == "finetune" for step in steps) > 1:
         raise ValueError("a recipe has at most one finetune step")
-    last = steps[-1]
     kept_apart = [s for s in steps if isinstance(s, FinetuneStep) and s.lora and not s.lora.merge]
     if kept_apart and last is not kept_apart[0]:
         raise ValueError(

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import ByteSize, Field, model_validator
 
 from jobs.finetuning import FinetuneStep
+from jobs.inferring import InferStep
 from jobs.strict import Pattern, Strict
 
 
@@ -203,7 +204,7 @@ class QuantizeStep(Strict):
         return self.target_bytes is not None or self.max_relative_rmse is not None
 
 
-AnyStep = ShrinkStep | PruneStep | FinetuneStep | QuantizeStep
+AnyStep = ShrinkStep | PruneStep | FinetuneStep | QuantizeStep | InferStep
 Step = Annotated[AnyStep, Field(discriminator="op")]
 
 #: What `op` may say.
@@ -221,3 +222,5 @@ def method_of(step: AnyStep) -> str:
             return step.method
         case QuantizeStep():
             return step.scheme
+        case InferStep():
+            return step.output

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.text import Text
 
+from modelpress.inference_text import describe_inference
 from modelpress.report_values import count_text, decimal_text, percent_text, size_text
 from modelpress.sizes import format_bytes, format_seconds, printable
 
@@ -28,11 +29,15 @@ def report_lines(report: dict[str, Any]) -> list[Text]:
         lines.append(_training(report["training"]))
     if report.get("quality"):
         lines.append(_agreement(report["quality"]))
+    if report.get("inference"):
+        lines.append(describe_inference(report["inference"]))
     return lines
 
 
 def _headline(report: dict[str, Any]) -> Text:
     model, artifact = report.get("model") or {}, report.get("artifact") or {}
+    if all(step.get("op") == "infer" for step in report.get("steps") or [{}]):
+        return Text(f"{size_text(artifact.get('bytes'))} of answers", style="bold")
     before, after = size_text(model.get("bytes")), size_text(artifact.get("bytes"))
     ratio = artifact.get("size_ratio")
     percent = f" ({ratio:.1%} of the model)" if ratio is not None else ""

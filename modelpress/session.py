@@ -112,8 +112,8 @@ class Session:
             dataset: A path, or the id of an uploaded data set; None leaves the recipe as it is.
 
         Returns:
-            The recipe, whose `calibrate` and `evaluate` name it unless they name another; one that
-            has neither evaluates on it.
+            The recipe, whose `calibrate`, `evaluate`, finetune and infer steps name it unless
+            they name another; one that has none of these evaluates on it.
         """
         if dataset is None:
             return recipe
@@ -121,8 +121,10 @@ class Session:
             with meter(sys.stderr) as shown:
                 dataset = client.upload_dataset(dataset, show_bytes(shown, "upload")).id
             self.say(f"data set {dataset}")
-        sections = [name for name in ("calibrate", "evaluate") if name in recipe] or ["evaluate"]
-        named = dict(recipe)
+        named = _with_step_dataset(recipe, dataset)
+        sections = [name for name in ("calibrate", "evaluate") if name in recipe]
+        if not sections and named == recipe:
+            sections = ["evaluate"]
         for name in sections:
             asked = recipe.get(name) or {}
             # What is wrong with anything else is for the service to say.
@@ -188,3 +190,19 @@ class Session:
             error = {"exit_code": code, "detail": text, **members}
             click.echo(json.dumps({"error": error}, indent=2))
         raise SystemExit(code)
+
+
+def _with_step_dataset(recipe: dict[str, Any], dataset: str) -> dict[str, Any]:
+    """Have steps name a data set that need one, unless they name another."""
+    steps = recipe.get("steps")
+    if not isinstance(steps, list):
+        return dict(recipe)
+    named = [
+        {"dataset": dataset, **step} if isinstance(step, dict) and _reads_rows(step) else step
+        for step in steps
+    ]
+    return {**recipe, "steps": named}
+
+
+def _reads_rows(step: dict[str, Any]) -> bool:
+    return step.get("op") in {"finetune", "infer"}

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from jobs.recipe import Recipe
 from jobs.report import Skipped
-from jobs.steps import PruneStep, QuantizeStep, ShrinkStep
+from jobs.steps import PruneStep, QuantizeStep
 from planning.candidates import Candidate
 from planning.groups import find_units, leave_split_groups, refuse_float_merges
 from planning.matrices import Matrix, pruned_count
@@ -58,7 +57,7 @@ def find_choices(
     """
     choices = Choices()
     for index, step in enumerate(recipe.steps):
-        if isinstance(step, ShrinkStep | FinetuneStep):
+        if not isinstance(step, PruneStep | QuantizeStep):
             continue
         reasons = _reasons(candidates, step, output_format, keep_float)
         choices.skipped += [Skipped(name=n, op=step.op, reason=r) for n, r in reasons.items() if r]

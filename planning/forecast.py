@@ -4,11 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.checkpoint import Checkpoint, open_checkpoint
+from jobs.problems import Problem
 from jobs.program import is_program, open_program
 from jobs.program_archive import PROGRAM_NAME
 from jobs.recipe import Recipe
 from planning.aims import refuse_target
 from planning.architectures import guess_kinds, known_kinds
+from planning.inferring import join, predict_inference
 from planning.memory_model import Levels
 from planning.plan import Plan, make_plan
 from planning.prediction import Prediction, predict, refuse_overruns
@@ -35,7 +37,13 @@ class Forecast:
     is_exact: bool
 
 
-def forecast(checkpoint: Checkpoint, recipe: Recipe, levels: Levels, pointer: str = "") -> Forecast:
+def forecast(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    levels: Levels,
+    pointer: str = "",
+    rows: int | None = None,
+) -> Forecast:
     """Say what a job would do and cost, without running anything.
 
     Args:
@@ -43,14 +51,20 @@ def forecast(checkpoint: Checkpoint, recipe: Recipe, levels: Levels, pointer: st
         recipe: What to do to it.
         levels: What is known of the processes that run jobs.
         pointer: Where the recipe stands in the request.
+        rows: How many rows the data set of an infer step has; None where nobody knows.
 
     Returns:
         The forecast. It is exact but for models that only their own code could tell about.
 
     Raises:
-        Problem: As `shrink`, `make_plan`, `refuse_unrunnable` and `planning.aims.refuse_target`.
+        Problem: As `shrink`, `make_plan`, `refuse_unrunnable` and `planning.aims.refuse_target`;
+            `nothing_changed`: the recipe does nothing but infer.
     """
     refuse_unrunnable(recipe, pointer, has_config=checkpoint.config is not None)
+    step, budget = recipe.infer_step, recipe.budget
+    if recipe.compression is None:
+        raise Problem("nothing_changed", "The recipe has no step that changes the model.")
+    recipe = recipe.compression
     shrinkage = shrink(checkpoint, recipe, pointer)
     left = shrinkage.checkpoint if shrinkage else checkpoint
     kinds = known_kinds(left)
@@ -59,7 +73,10 @@ def forecast(checkpoint: Checkpoint, recipe: Recipe, levels: Levels, pointer: st
     plan = make_plan(left, asked, recipe, shrinkage=shrinkage)
     refuse_target(plan, pointer)
     assumed = replace(levels, inspection_bytes=0) if is_exact else levels
-    return Forecast(plan, predict(plan, assumed), assumed, is_exact)
+    prediction = predict(plan, assumed)
+    if step is not None:
+        prediction = join(prediction, predict_inference(checkpoint, step, budget, levels, rows))
+    return Forecast(plan, prediction, assumed, is_exact)
 
 
 def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = "") -> None:
@@ -77,6 +94,15 @@ def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = ""
             What only a model's own code can tell is left to the job, which asks it. Of a program,
             all that is wrong with the recipe, too.
     """
+    if recipe.infer_step is not None:
+        model = (
+            open_program(folder / PROGRAM_NAME) if is_program(folder) else open_checkpoint(folder)
+        )
+        prediction = predict_inference(model, recipe.infer_step, recipe.budget, levels)
+        refuse_overruns(prediction, recipe.budget, pointer)
+    if recipe.compression is None:
+        return
+    recipe = recipe.compression
     if is_program(folder):
         program = open_program(folder / PROGRAM_NAME)
         prediction = predict_program(make_program_plan(program, recipe, pointer), levels)

@@ -24,8 +24,10 @@ class StepPrediction:
         method: Its method or scheme.
         tensors_changed: How many tensors it changes.
         bytes_read: Read for it alone; the pass that writes the artifact counts for the last step.
-        bytes_written: Bytes of the artifact's safetensors files, for the last step.
+        bytes_written: Bytes of the artifact's safetensors files, for the last step that changes
+            the model; of answers, as far as known, for an infer step.
         host_peak_bytes: The most that the job's processes hold together during its passes.
+        rows: How many rows of a data set it runs; None where it runs none, or nobody knows.
     """
 
     op: str
@@ -34,6 +36,7 @@ class StepPrediction:
     bytes_read: int
     bytes_written: int
     host_peak_bytes: int
+    rows: int | None = None
 
 
 @dataclass(frozen=True)

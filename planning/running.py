@@ -16,7 +16,7 @@ _LIBRARY_BYTES = 470_000_000
 #: Loading holds some weights twice, and outputs and activations come on top.
 _SHARE_ON_TOP = 0.15
 #: What a config calls the width of what blocks hand on, and what of it a row's token takes.
-_WIDTH_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
+WIDTH_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
 _ACTIVATION_BYTES = 4
 #: Matrices as large as the sums themselves that are held while one is inverted.
 _INVERSES = 3
@@ -34,21 +34,33 @@ def refuse_unrunnable(recipe: Recipe, pointer: str, *, has_config: bool) -> None
         Problem: `evaluation_unsupported`.
     """
     if recipe.runs_model and not has_config:
-        trains = [f"steps/{i}" for i, step in enumerate(recipe.steps) if step.op == "finetune"]
-        section = [*trains, "calibrate" if recipe.calibrate else "evaluate"][0]
+        section, place = _running_section(recipe)
         raise _unsupported(
-            f"{pointer}/{section}",
+            f"{pointer}/{place}",
             f"{section} runs transformers folders, and the model has no config.json. Upload the "
             f"folder with it, or leave {section} out.",
         )
-    if recipe.evaluate is None:
+    compression = recipe.compression
+    if (recipe.evaluate is None and recipe.infer_step is None) or compression is None:
         return
-    if recipe.output.format == "safetensors" and recipe.steps[-1].op == "quantize":
+    if recipe.output.format == "safetensors" and compression.rounding is not None:
+        section = "evaluate" if recipe.evaluate else "infer"
         raise _unsupported(
             f"{pointer}/output/format",
             "transformers does not open int8 in plain safetensors, so the artifact cannot be run. "
-            "Leave output.format or evaluate out.",
+            f"Leave output.format or {section} out.",
         )
+
+
+def _running_section(recipe: Recipe) -> tuple[str, str]:
+    """Give what of a recipe runs the model first, and where it stands."""
+    for i, step in enumerate(recipe.steps):
+        if step.op == "finetune" or (step.op == "infer" and recipe.compression is None):
+            return step.op, f"steps/{i}"
+    if recipe.calibrate is None and recipe.evaluate is None:
+        return "infer", f"steps/{len(recipe.steps) - 1}"
+    section = "calibrate" if recipe.calibrate else "evaluate"
+    return section, section
 
 
 def least_running_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
@@ -98,7 +110,7 @@ def _calibrating_bytes(
 ) -> float:
     """Give a block with what is known of its inputs, and the activations of all rows before it."""
     config = checkpoint.config or {}
-    width = next((w for key in _WIDTH_KEYS if isinstance(w := config.get(key), int)), 0)
+    width = next((w for key in WIDTH_KEYS if isinstance(w := config.get(key), int)), 0)
     tokens = calibrate.rows * calibrate.max_length
     activations = tokens * width * _ACTIVATION_BYTES
     sums = 0

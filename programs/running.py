@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 
-from evaluation.datasets import read_rows
-from evaluation.inputs import Batch
+from evaluation.answers import Kept, predictions_of
+from evaluation.inputs import Batch, Span, read_some
 from evaluation.outputs import Answers, read_logits
 from evaluation.subjects import LATENCY_ROWS
+from jobs.inferring import InferOutput
 from jobs.problems import Problem
 from jobs.program import Program
 from jobs.recipe import Evaluate
 from planning.graph_values import given_of, operator_of, tensor_of
 from programs.loading import LoadedProgram, example_shape, row_limits
 
+#: Of a file's column: the rows' and seven more.
+_MOST_DIMENSIONS = 8
 _DTYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
     "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
@@ -44,7 +47,7 @@ class ProgramSubject:
         """What its tensors take in memory."""
         return self._loaded.weight_bytes
 
-    def batches(self, dataset: Path | None, wanted: Evaluate) -> Iterator[Batch]:
+    def batches(self, dataset: Path | None, wanted: Evaluate | Span) -> Iterator[Batch]:
         """Give its inputs, batch by batch, the same each time."""
         return batches_of(self._loaded.described, dataset, wanted)
 
@@ -69,6 +72,38 @@ class ProgramSubject:
             )
         return read_logits(output, batch.labels)
 
+    def default_output(self) -> InferOutput:
+        """Give what is kept of its answers unless a recipe says it: all, as it gives them."""
+        return "logits"
+
+    def infer(self, batch: Batch, wanted: InferOutput) -> Kept:
+        """Run it, and keep what is wanted of its first float output."""
+        output = self.answer(batch)
+        if len(output) != batch.rows or output.ndim > _MOST_DIMENSIONS or wanted == "embeddings":
+            raise Problem(
+                "evaluation_failed",
+                f"For {batch.rows} rows the program gives {list(output.shape)}, of which there are "
+                f"no {wanted} for each row.",
+            )
+        if wanted == "logits":
+            return {"logits": output.float()}
+        if output.ndim > 2:
+            raise Problem(
+                "evaluation_failed", "Its output is of more than classes: ask for logits."
+            )
+        return predictions_of(output)
+
+    @property
+    def class_names(self) -> dict[int, str] | None:
+        """What its classes are called: nothing says it."""
+        return None
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether its numbers depend on more than a row's own: of int8 and of short floats."""
+        dtypes = {tensor.spec.dtype for tensor in self._loaded.described.tensors.values()}
+        return not dtypes <= {"F32", "F64", "I64", "I32", "BOOL"}
+
     def latency_rows(self, most: int) -> tuple[int, ...]:
         """Give how many rows at a time its latency is measured of: none that it does not take."""
         limits = row_limits(self._loaded.described)
@@ -76,7 +111,9 @@ class ProgramSubject:
         return tuple(fitting) or (limits[0],)
 
 
-def batches_of(described: Program, dataset: Path | None, wanted: Evaluate) -> Iterator[Batch]:
+def batches_of(
+    described: Program, dataset: Path | None, wanted: Evaluate | Span
+) -> Iterator[Batch]:
     """Give the inputs of a program, batch by batch, the same each time.
 
     Args:
@@ -91,9 +128,10 @@ def batches_of(described: Program, dataset: Path | None, wanted: Evaluate) -> It
         Problem: `invalid_dataset`, `evaluation_failed`.
     """
     if dataset is None:
+        assert isinstance(wanted, Evaluate)  # noqa: S101 - spans are of data sets
         yield from _random_batches(described, wanted)
         return
-    for rows in read_rows(dataset, wanted.batch_size, wanted.rows):
+    for rows in read_some(dataset, wanted):
         if not isinstance(rows, dict):
             raise Problem(
                 "invalid_dataset",

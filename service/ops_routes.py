@@ -9,6 +9,7 @@ from flask import Blueprint, Response, jsonify
 from redis.exceptions import RedisError
 
 from jobs.finetuning import FinetuneStep
+from jobs.inferring import InferStep
 from jobs.levels import read_levels
 from jobs.problems import Problem
 from jobs.steps import PruneStep, QuantizeStep, ShrinkStep
@@ -34,6 +35,7 @@ _FORMATS_IN = {
 _FORMATS_OUT = {
     "compressed-tensors": "A transformers folder that transformers and vLLM open; "
     "pack-quantized for w8a16, int-quantized for w8a8.",
+    "parquet": "The answers of an infer step, one row each.",
     "pt2": "A .pt2 that torch.export.load opens, for models that are one.",
     "safetensors": "Plain safetensors with a load.py that needs only torch and safetensors.",
 }
@@ -61,6 +63,7 @@ def show_capabilities() -> Response:
             "prune": PruneStep.model_json_schema(),
             "finetune": FinetuneStep.model_json_schema(),
             "quantize": QuantizeStep.model_json_schema(),
+            "infer": InferStep.model_json_schema(),
         },
         limits=Limits(
             max_upload_bytes=settings.max_upload,

@@ -44,21 +44,31 @@ class _Answer(BaseModel):
 class PlannedStep(_Answer):
     """What one step will cost."""
 
-    op: Literal["shrink", "prune", "quantize"]
-    method: str = Field(description="`magnitude`, `random`, or the scheme of a quantize step.")
+    op: Literal["shrink", "prune", "quantize", "infer"]
+    method: str = Field(
+        description="`magnitude`, `random`, the scheme of a quantize step, or the output of an "
+        "infer step."
+    )
     tensors_changed: int
     bytes_read: int = Field(
         description="For this step alone. The pass that writes the artifact counts for the last."
     )
     bytes_written: int
     host_peak_bytes: int
+    rows: int | None = Field(
+        None,
+        description="How many rows an infer step answers. Null where only reading the data set "
+        "tells; bytes_written leaves them out then.",
+    )
 
 
 class PlannedArtifact(_Answer):
     """What will come out."""
 
-    format: Literal["compressed-tensors", "safetensors", "pt2"]
-    bytes: int = Field(description="Of its safetensors files, or of its .pt2.")
+    format: Literal["compressed-tensors", "safetensors", "pt2", "parquet"]
+    bytes: int = Field(
+        description="Of its safetensors files, or of its .pt2; of answers where nothing else is."
+    )
     total_bytes: int = Field(description="Of all its files but manifest.json.")
     size_ratio: float = Field(description="Artifact bytes over model bytes, as in the report.")
 

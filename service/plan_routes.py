@@ -7,24 +7,30 @@ from flask import Blueprint, Response, jsonify, request
 from redis.exceptions import RedisError
 
 from jobs.checkpoint import Checkpoint, open_checkpoint
+from jobs.dataset_rows import count_rows
 from jobs.levels import read_levels
 from jobs.problems import Problem
-from jobs.program import FORMAT, open_program
+from jobs.program import FORMAT, Program, open_program
 from jobs.program_archive import PROGRAM_NAME
+from jobs.recipe import Recipe
 from planning.forecast import forecast
+from planning.inferring import join, predict_inference
 from planning.memory_model import Levels, levels_of
 from planning.program_plan import make_program_plan
 from planning.program_prediction import predict_program
+from planning.running import refuse_unrunnable
 from service.contract import JSON, Operation, check, declare, json_answer
 from service.model_routes import find_model
 from service.parts import own, parts
 from service.plan_documents import PlanDocument, PlanRequest
-from service.plans import checkpoint_of, document, program_document
+from service.plans import answers_document, checkpoint_of, document, program_document
 from service.receive import Body
 from service.submissions import read_members
 
 #: Room for the headers of a hundred thousand tensors.
 MAX_PLAN_BYTES = 32 * 1024**2
+#: A data set that is longer is not gone through to count its rows.
+_MOST_COUNTED_BYTES = 64 * 1024**2
 
 routes = Blueprint("plans", __name__)
 
@@ -70,12 +76,18 @@ def create_plan() -> Response:
     members = read_members(Body(request, MAX_PLAN_BYTES))
     asked = check(PlanRequest, members, "The body")
     levels, is_measured = known_levels()
+    recipe, rows = asked.recipe, _rows_of(asked.recipe)
     if asked.model is not None and find_model(asked.model)["format"] == FORMAT:
         program = open_program(_files_of(asked.model) / PROGRAM_NAME)
-        plan = make_program_plan(program, asked.recipe, "/spec")
-        planned = program_document(plan, predict_program(plan, levels), levels, is_measured)
+        planned = _plan_program(program, recipe, rows, levels, is_measured)
+    elif recipe.infer_step is not None and recipe.compression is None:
+        checkpoint = _checkpoint(asked)
+        refuse_unrunnable(recipe, "/spec", has_config=checkpoint.config is not None)
+        prediction = predict_inference(checkpoint, recipe.infer_step, recipe.budget, levels, rows)
+        nbytes = checkpoint.facts()["tensor_bytes"]
+        planned = answers_document(recipe, prediction, levels, nbytes, is_measured=is_measured)
     else:
-        made = forecast(_checkpoint(asked), asked.recipe, levels, "/spec")
+        made = forecast(_checkpoint(asked), recipe, levels, "/spec", rows)
         planned = document(made, is_measured=is_measured)
     return jsonify(planned.model_dump(mode="json"))
 
@@ -91,6 +103,31 @@ def known_levels() -> tuple[Levels, bool]:
         structlog.get_logger(__name__).warning("levels_unknown", error=str(error))
         measured = {}
     return levels_of(measured), "idle_bytes" in measured
+
+
+def _plan_program(
+    program: Program, recipe: Recipe, rows: int | None, levels: Levels, is_measured: bool
+) -> PlanDocument:
+    step, compression = recipe.infer_step, recipe.compression
+    inference = predict_inference(program, step, recipe.budget, levels, rows) if step else None
+    if compression is None:
+        assert inference is not None  # noqa: S101 - a recipe has a step
+        return answers_document(
+            recipe, inference, levels, program.file_bytes, is_measured=is_measured
+        )
+    plan = make_program_plan(program, compression, "/spec")
+    prediction = predict_program(plan, levels)
+    joined = prediction if inference is None else join(prediction, inference)
+    return program_document(plan, joined, levels, is_measured)
+
+
+def _rows_of(recipe: Recipe) -> int | None:
+    """Count the rows of an infer step's data set, where it is stored and short enough for that."""
+    step = recipe.infer_step
+    digest = "" if step is None else step.dataset.removeprefix("ds_")
+    if step is None or own().blobs.meta("datasets", digest) is None:
+        return None
+    return count_rows(own().blobs.files("datasets", digest) / "data", _MOST_COUNTED_BYTES)
 
 
 def _checkpoint(asked: PlanRequest) -> Checkpoint:

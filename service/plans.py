@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.checkpoint import Checkpoint, Shard, assemble
 from jobs.problems import Detail, Problem
+from jobs.recipe import Recipe
 from jobs.safetensors_header import check_members
 from planning.forecast import Forecast
 from planning.memory_model import Levels
@@ -50,7 +51,7 @@ def document(made: Forecast, *, is_measured: bool) -> PlanDocument:
     """
     plan, prediction, levels = made.plan, made.prediction, made.levels
     overruns = find_overruns(prediction, plan.recipe.budget)
-    nbytes = prediction.steps[-1].bytes_written
+    nbytes = prediction.steps[len(plan.recipe.steps) - 1].bytes_written
     return PlanDocument(
         fits=not overruns,
         overruns=tuple(problem.errors[0].pointer.rpartition("/")[2] for problem in overruns),
@@ -98,6 +99,7 @@ def program_document(
         The document.
     """
     overruns = find_overruns(prediction, plan.recipe.budget)
+    nbytes = plan.artifact_bytes
     return PlanDocument(
         fits=not overruns,
         overruns=tuple(problem.errors[0].pointer.rpartition("/")[2] for problem in overruns),
@@ -112,9 +114,9 @@ def program_document(
         steps=tuple(PlannedStep.model_validate(asdict(step)) for step in prediction.steps),
         artifact=PlannedArtifact(
             format="pt2",
-            bytes=prediction.artifact_bytes,
+            bytes=nbytes,
             total_bytes=prediction.artifact_bytes,
-            size_ratio=prediction.artifact_bytes / plan.program.file_bytes,
+            size_ratio=nbytes / plan.program.file_bytes,
         ),
         memory=PlannedMemory(
             predicted_peak_bytes=prediction.host_peak_bytes,
@@ -127,6 +129,53 @@ def program_document(
             is_measured=is_measured,
         ),
         skipped=dict(Counter(one.reason for one in plan.skipped).most_common()),
+    )
+
+
+def answers_document(
+    recipe: Recipe, prediction: Prediction, levels: Levels, model_bytes: int, *, is_measured: bool
+) -> PlanDocument:
+    """Write down what a job would do and cost that changes no model, and only infers.
+
+    Args:
+        recipe: What it would do.
+        prediction: What that would cost.
+        levels: What was assumed of the processes that run it.
+        model_bytes: Size of the model's files.
+        is_measured: Whether a worker measured these.
+
+    Returns:
+        The document.
+    """
+    overruns = find_overruns(prediction, recipe.budget)
+    step, nbytes = recipe.infer_step, prediction.artifact_bytes
+    return PlanDocument(
+        fits=not overruns,
+        overruns=tuple(problem.errors[0].pointer.rpartition("/")[2] for problem in overruns),
+        smallest_budget=SmallestBudget(
+            host_memory=prediction.least_host_bytes, device_memory=None, disk=nbytes
+        ),
+        is_exact=True,
+        bytes_read=model_bytes,
+        bytes_written=nbytes,
+        steps=tuple(PlannedStep.model_validate(asdict(step)) for step in prediction.steps),
+        artifact=PlannedArtifact(
+            format=step.format if step else "parquet",
+            bytes=nbytes,
+            total_bytes=nbytes,
+            size_ratio=nbytes / max(1, model_bytes),
+        ),
+        memory=PlannedMemory(
+            predicted_peak_bytes=prediction.host_peak_bytes,
+            idle_bytes=levels.idle_bytes,
+            inspection_bytes=None,
+            buffer_bytes=0,
+            device_peak_bytes=None,
+            threads=levels.threads,
+            chunk_bytes=0,
+            is_measured=is_measured,
+        ),
+        skipped={},
     )
 
 

@@ -72,6 +72,7 @@ def draw(report: Report) -> Page:
     charts = (
         _sizes(report),
         _memory(report),
+        _probes(report),
         _seconds(report),
         _errors(report),
         _sensitivity(report),
@@ -125,6 +126,7 @@ def _figures(report: Report) -> tuple[tuple[str, str, str], ...]:
         *_calibrated(report),
         *_trained(report),
         *_answers(report),
+        *_inferred(report),
     )
 
 
@@ -172,6 +174,38 @@ def _answers(report: Report) -> Iterator[tuple[str, str, str]]:
     now, then = after.latency_seconds.get("1"), before.latency_seconds.get("1")
     if now is not None and then is not None:
         yield "Latency", f"{now * 1000:.1f} ms", f"of one row; it was {then * 1000:.1f} ms"
+
+
+def _inferred(report: Report) -> Iterator[tuple[str, str, str]]:
+    found = report.inference
+    if found is None:
+        return
+    tokens = "" if found.tokens is None else f"{found.tokens} tokens, "
+    yield "Rows answered", f"{found.rows}", f"{tokens}{found.output} in {found.file}"
+    remark = f"in {found.batches} batches of at most {found.batch_size} rows"
+    yield "Rows per second", f"{found.rows_per_second:.4g}", remark
+    peak = human_bytes(found.resident_peak_bytes)
+    headroom = (
+        "no budget was set"
+        if found.headroom_bytes is None
+        else f"{human_bytes(found.headroom_bytes)} below the budget"
+    )
+    yield "Peak of inference", peak, headroom
+    if found.recheck is not None:
+        worst = f"the largest difference is {found.recheck.max_difference:.2g}"
+        yield "Run again", f"{found.recheck.rerun} rows", f"each alone; {worst}"
+
+
+def _probes(report: Report) -> Chart:
+    found = report.inference
+    shown = () if found is None else found.probes[-_MOST_TENSORS:]
+    rows: list[tuple[str, float, str]] = [
+        (f"{p.rows} rows, {p.cells} in all", p.peak_bytes, "after") for p in shown
+    ]
+    if rows and found is not None and found.budget_bytes is not None:
+        rows.append(("budget", found.budget_bytes, "warn"))
+    note = "Resident peak of batches while their size was found; in all: tokens or rows."
+    return _chart("Memory by batch", note, rows, human_bytes)
 
 
 def _sizes(report: Report) -> Chart:

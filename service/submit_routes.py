@@ -115,7 +115,7 @@ def _files_of(model_id: str) -> Path:
 
 
 def _check(submission: Submission, meta: dict[str, Any], files: Path) -> None:
-    if meta["is_quantized"]:
+    if meta["is_quantized"] and submission.recipe.compression is not None:
         raise Problem(
             "already_quantized",
             "The model's config.json has a quantization_config. Submit the model as it was before.",

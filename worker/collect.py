@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from blake3 import blake3
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from jobs.durable_files import fsync, write_json
 from jobs.job import Artifact, ArtifactFile
+from jobs.parquet_file import require_parquet
 from jobs.problems import Problem
 from jobs.program import open_program
 from jobs.quality import Calibration, Ran
@@ -44,12 +45,16 @@ _READ_BYTES = 4 * 1024**2
 _LOOK_SECONDS = 0.2
 
 #: What looks at a file of an artifact again, by how its name ends.
-_CHECKS: dict[str, Callable[[Path], object]] = {".safetensors": read_header, ".pt2": open_program}
+_CHECKS: dict[str, Callable[[Path], object]] = {
+    ".safetensors": read_header,
+    ".pt2": open_program,
+    ".parquet": require_parquet,
+}
 
 Check = Callable[[], None]
 #: Path, size and blake3 of a file.
 Row = dict[str, Any]
-Value = TypeVar("Value", Report, Verification, Calibration, Ran)
+Value = TypeVar("Value", bound=BaseModel)
 
 
 @contextmanager
@@ -95,7 +100,9 @@ def measure_files(folder: Path, most_bytes: int, check: Check) -> list[Row]:
     require_folder(folder)
     paths = sorted(_walk(folder))
     if not any(path.suffix in _CHECKS for path in paths):
-        raise Problem("invalid_artifact", "The runner left no safetensors file and no .pt2.")
+        raise Problem(
+            "invalid_artifact", "The runner left no safetensors file, no .pt2 and no .parquet."
+        )
     total = sum(path.lstat().st_size for path in paths)
     if total > most_bytes:
         raise Problem(
@@ -169,7 +176,7 @@ def read_report(path: Path) -> Report:
     Raises:
         Problem: `invalid_artifact`: there is none, or it is not a report.
     """
-    return _read(path, Report)
+    return read_left(path, Report)
 
 
 def read_verification(path: Path) -> Verification:
@@ -184,7 +191,7 @@ def read_verification(path: Path) -> Verification:
     Raises:
         Problem: `invalid_artifact`: there is none, or it is something else.
     """
-    return _read(path, Verification)
+    return read_left(path, Verification)
 
 
 def read_ran(path: Path) -> Ran:
@@ -199,7 +206,7 @@ def read_ran(path: Path) -> Ran:
     Raises:
         Problem: `invalid_artifact`: there is none, or it is something else.
     """
-    return _read(path, Ran)
+    return read_left(path, Ran)
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -214,10 +221,22 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         Problem: `invalid_artifact`: there is none, or it is something else.
     """
-    return _read(path, Calibration)
+    return read_left(path, Calibration)
 
 
-def _read(path: Path, kind: type[Value]) -> Value:
+def read_left(path: Path, kind: type[Value]) -> Value:
+    """Read a document that a runner left.
+
+    Args:
+        path: The file.
+        kind: What it is to be.
+
+    Returns:
+        It, checked against its schema.
+
+    Raises:
+        Problem: `invalid_artifact`: there is none, or it is something else.
+    """
     try:
         raw = _read_plain(path)
     except OSError as error:

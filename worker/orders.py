@@ -1,12 +1,13 @@
 """What the runners of a job are told, one after the other."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from jobs.recipe import Recipe, parse_recipe
+from worker.collect import require_folder
 from worker.runner import Order
-from worker.work_files import ARTIFACT_NAME
+from worker.work_files import ANSWERS_NAME, ARTIFACT_NAME
 
 #: Where all stages but the last make what the next one begins with.
 _STAGE_NAME = "stage-"
@@ -106,3 +107,26 @@ def running_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) -
             artifact = str(Path(stage.work_folder) / ARTIFACT_NAME)
             orders.append(replace(named, task="run_artifact", artifact_folder=artifact))
     return [*orders, replace(named, task="run_artifact")]
+
+
+def answering_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) -> Iterator[Order]:
+    """Give the orders of the two runners of an infer step.
+
+    Args:
+        order: Of the job, with all of its recipe.
+        recipe: The recipe.
+        datasets: The uploaded files, by the ids of the data sets.
+
+    Yields:
+        One that says `infer`; and once that is done, one that says `recheck`.
+
+    Raises:
+        Problem: `invalid_artifact`: the first left no folder of answers.
+    """
+    if recipe.infer_step is None:
+        return
+    named = replace(order, dataset=str(datasets[recipe.infer_step.dataset]))
+    yield replace(named, task="infer")
+    # It is shown to the next one by its path.
+    require_folder(Path(order.work_folder) / ANSWERS_NAME)
+    yield replace(named, task="recheck")

@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +26,10 @@ from engine.verification import verify
 from engine.verified_forms import claims_of
 from jobs.problems import Problem
 from jobs.program import is_program
-from jobs.recipe import Evaluate, parse_recipe
+from jobs.recipe import Evaluate, Recipe, parse_recipe
 from jobs.report import Report
-from worker import program_tasks
-from worker.work_files import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME
+from worker import inferring, program_tasks
+from worker.work_files import ANSWERS_NAME, ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME
 
 JOURNAL_NAME = "journal"
 #: What the original answers, for the artifact to be compared with.
@@ -43,7 +44,16 @@ DONE_NAME = "done"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MOST_LOGGED = 4000
 
-Task = Literal["calibrate", "compress", "finetune", "verify", "run_original", "run_artifact"]
+Task = Literal[
+    "calibrate",
+    "compress",
+    "finetune",
+    "verify",
+    "run_original",
+    "run_artifact",
+    "infer",
+    "recheck",
+]
 OnProgress = Callable[[Progress], None]
 
 
@@ -60,7 +70,8 @@ class Order:
         task: `calibrate` takes the model through data and writes what these decide about;
             `compress` makes an artifact and a report, and so does `finetune`; `verify` compares
             both with the model; `run_original` and then `run_artifact` run them and measure how
-            they answer.
+            they answer; `infer` runs a data set through the result and keeps the answers, `recheck`
+            some of it again.
         dataset: The uploaded file that models are run on; None for random inputs.
         artifact_folder: The artifact to run; None is the one in the work folder. What is measured
             of another one is written beside it.
@@ -149,6 +160,7 @@ def _compress(order: Order, on_progress: OnProgress) -> None:
     artifact = work / ARTIFACT_NAME
     # It is there where an attempt before this one was killed.
     artifact.mkdir(exist_ok=True)
+    shutil.rmtree(artifact / ANSWERS_NAME, ignore_errors=True)
     if is_program(Path(order.model_folder)):
         program_tasks.compress(
             Path(order.model_folder),
@@ -249,6 +261,16 @@ def _run_model(order: Order, name: str, on_progress: OnProgress) -> None:
     (work / name).write_text(ran.model_dump_json())
 
 
+def _answer(
+    order: Order,
+    on_progress: OnProgress,
+    act: Callable[[Path, Path, Recipe, Path, OnProgress], None],
+) -> None:
+    model, work, dataset = map(Path, (order.model_folder, order.work_folder, order.dataset or ""))
+    _keep_libraries_home(work)
+    act(model, work, parse_recipe(order.recipe), dataset, on_progress)
+
+
 def _keep_libraries_home(work: Path) -> None:
     """Say where the libraries look for what they fetched, and write."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "home")}
@@ -277,6 +299,8 @@ _TASKS: dict[Task, Callable[[Order, OnProgress], None]] = {
     "verify": _verify,
     "run_original": _run_original,
     "run_artifact": _run_artifact,
+    "infer": partial(_answer, act=inferring.infer),
+    "recheck": partial(_answer, act=inferring.recheck),
 }
 
 

@@ -9,10 +9,11 @@ import structlog
 
 from jobs.problems import Problem
 from worker.confinement import Bounds
+from worker.inferring import most_answer_bytes
 from worker.runner import Order
 from worker.runner_process import Runner, Template, TemplateDiedError
 from worker.sandbox import Level, Place, Sandbox, find_level
-from worker.work_files import ARTIFACT_NAME
+from worker.work_files import ANSWERS_NAME, ARTIFACT_NAME
 
 _log = structlog.get_logger(__name__)
 
@@ -102,6 +103,10 @@ class Runners:
         if order.task in ("verify", "run_original", "run_artifact"):
             # It is being hashed meanwhile, or was.
             readable.append(Path(order.artifact_folder or work / ARTIFACT_NAME))
+        if order.task in ("infer", "recheck"):
+            # Where nothing but answers is made there is no artifact yet; who makes them writes.
+            shown = (ARTIFACT_NAME, ANSWERS_NAME) if order.task == "recheck" else (ARTIFACT_NAME,)
+            readable += [work / name for name in shown if (work / name).exists()]
         if order.original_folder is not None:
             readable.append(Path(order.original_folder))
         if order.dataset is not None:
@@ -142,12 +147,12 @@ def most_written_bytes(order: Order) -> int:
         Bytes, of one file and of all together: the artifact's, and what data decided about, which
         is written beside it, twice where it was smoothed before. What training goes on from is
         written twice: weights and two moments in float32; and the rows of its data set, as
-        integers.
+        integers. The answers of an infer step come on top.
     """
     copies = 4 if order.recipe.get("calibrate") is not None else 2
-    data = 0
+    data = most_answer_bytes(order.recipe)
     if order.task == "finetune" and order.dataset is not None:
         copies += _TRAINING_COPIES
-        data = _ROW_BYTES_PER_BYTE * Path(order.dataset).stat().st_size
+        data += _ROW_BYTES_PER_BYTE * Path(order.dataset).stat().st_size
     files = (path for path in Path(order.model_folder).rglob("*") if path.is_file())
     return copies * sum(path.stat().st_size for path in files) + data + _SMALL_FILES_BYTES

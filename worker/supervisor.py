@@ -6,7 +6,7 @@ Redis.
 
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from jobs.blobs import now_ms
 from jobs.equal_jobs import answer, deciding_parts, link_or_copy
 from jobs.gate import check as check_gate
 from jobs.gate import check_memory
-from jobs.job import Artifact, Job, JobResult
+from jobs.job import Job, JobResult
 from jobs.levels import read_levels
 from jobs.problems import Problem
 from jobs.program import is_program
@@ -35,11 +35,12 @@ from planning.memory_model import levels_of
 from worker.announcements import Announcements
 from worker.attempt import Limits, Outcome, interruption, watch
 from worker.checksums import Checksums
-from worker.collect import measuring, read_report, seal_artifact
+from worker.collect import Row, measuring, read_report, seal_artifact
 from worker.endings import Endings
 from worker.evaluating import read_quality, with_stages
+from worker.inferring import Made, take_answers
 from worker.lease import Lease
-from worker.orders import making_orders, running_orders, stage_orders
+from worker.orders import answering_orders, making_orders, running_orders, stage_orders
 from worker.runner import Order
 from worker.runner_process import Runner
 from worker.runners import Runners, most_written_bytes
@@ -212,9 +213,12 @@ class Supervisor:
             device=self.runners.device,
             idle_bytes=levels.idle_bytes,
         )
-        budget = job.recipe.budget
-        stages = stage_orders(order, job.recipe)
-        first, *others = making_orders(order, job.recipe, datasets)
+        budget, compression = job.recipe.budget, job.recipe.compression
+        if compression is None:
+            limits = self._limits(budget, [order])
+            return self._answer(held, lease, order, datasets, limits, None)
+        stages = stage_orders(order, compression)
+        first, *others = making_orders(order, compression, datasets)
         for stage in stages:
             Path(stage.work_folder).mkdir(exist_ok=True)
         runner = self._start_runner(first, budget)
@@ -237,17 +241,37 @@ class Supervisor:
             outcome = watch(runner, lease, limits, self._drain)
             if outcome.kind != "done":
                 return outcome
-            artifact = seal_artifact(work / ARTIFACT_NAME, _about(job), measured.result())
+            rows = measured.result()
         report = read_stages(stages)
         if job.recipe.evaluate is not None:
-            outcome = self._do(running_orders(order, job.recipe, datasets), budget, lease, limits)
+            outcome = self._do(running_orders(order, compression, datasets), budget, lease, limits)
             if outcome.kind != "done":
                 return outcome
             has_dataset = job.recipe.evaluate.dataset is not None
             report = report.evaluated(read_quality(work, has_dataset=has_dataset))
             report = with_stages(report, stages)
+        return self._answer(held, lease, order, datasets, limits, (report, rows))
+
+    def _answer(
+        self,
+        held: _Held,
+        lease: Lease,
+        order: Order,
+        datasets: Mapping[str, Path],
+        limits: Limits,
+        made: Made | None,
+    ) -> Outcome:
+        """Have a data set run through what was made, where the recipe says so, and deliver."""
+        recipe, work = held.job.recipe, Path(order.work_folder)
+        outcome = self._do(answering_orders(order, recipe, datasets), recipe.budget, lease, limits)
+        if outcome.kind != "done":
+            return outcome
+        if recipe.infer_step is not None:
+            dataset, go_on = datasets[recipe.infer_step.dataset], partial(self._go_on, lease)
+            made = take_answers(work, made, dataset, limits.disk_bytes, go_on)
         _require_lease(held)
-        self._deliver(held, work, artifact, report)
+        if made is not None:
+            self._deliver(held, work, *made)
         return outcome
 
     def _do(self, orders: Iterable[Order], budget: Budget, lease: Lease, limits: Limits) -> Outcome:
@@ -265,8 +289,8 @@ class Supervisor:
         if recipe.runs_model and self.runners.level == "none":
             raise Problem(
                 "sandbox_unavailable",
-                "evaluate, calibrate and finetune run a model, which this worker does outside of a "
-                "sandbox for nobody.",
+                "evaluate, calibrate, finetune and infer run a model, which this worker does "
+                "outside of a sandbox for nobody.",
             )
         found = {}
         for name in recipe.datasets:
@@ -317,8 +341,9 @@ class Supervisor:
     def _start_runner(self, order: Order, budget: Budget) -> Runner:
         return self.runners.start(order, self._runtime_seconds(budget), budget.host_memory)
 
-    def _deliver(self, held: _Held, work: Path, artifact: Artifact, report: Report) -> None:
+    def _deliver(self, held: _Held, work: Path, report: Report, rows: list[Row]) -> None:
         job, blobs = held.job, held.stores.blobs
+        artifact = seal_artifact(work / ARTIFACT_NAME, _about(job), rows)
         blobs.write_report(job.id, report.model_dump(mode="json"))
         self._announcements.tell_inspection(report)
         check_memory(report)

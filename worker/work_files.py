@@ -5,3 +5,7 @@ REPORT_NAME = "report.json"
 VERIFICATION_NAME = "verification.json"
 #: Which channels of a program are said to have stayed.
 KEPT_NAME = "kept.json"
+#: The file of answers, before it is part of the artifact, and what is said of it.
+ANSWERS_NAME = "answers"
+INFERENCE_NAME = "inference.json"
+RECHECK_NAME = "recheck.json"

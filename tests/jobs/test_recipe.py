@@ -211,3 +211,33 @@ def test_what_data_decide_follows_no_shrink_step():
 
     with pytest.raises(Problem, match="shrink in a job before this one"):
         parse_recipe({"steps": steps, "calibrate": {"dataset": "ds_" + "0" * 64}})
+
+
+INFER = {"op": "infer", "dataset": "ds_" + "1" * 64}
+
+
+def test_an_infer_step_is_no_part_of_what_changes_the_model():
+    alone = parse_recipe({"steps": [INFER]})
+    last = parse_recipe({"steps": [PRUNE, QUANTIZE, INFER]})
+
+    assert alone.compression is None
+    assert alone.stages == ()
+    assert last.compression == parse_recipe({"steps": [PRUNE, QUANTIZE]})
+    assert last.rounding is None
+    assert last.compression.rounding is not None
+    assert last.stages == (last.compression,)
+    assert alone.datasets == last.datasets == (INFER["dataset"],)
+    assert alone.runs_model
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"steps": [INFER, QUANTIZE]}, "it is the last step"),
+        ({"steps": [INFER, INFER]}, "at most one infer step"),
+        ({"steps": [INFER], "evaluate": {}}, "infer changes none"),
+        ({"steps": [INFER], "gate": {"max_size_ratio": 1}}, "infer changes none"),
+    ],
+)
+def test_an_infer_step_that_makes_no_sense_is_refused(members, said):
+    assert said in refused(members)[""]

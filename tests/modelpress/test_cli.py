@@ -86,6 +86,22 @@ def test_a_data_set_is_uploaded_and_named_in_the_recipe(
     assert len(service.requests("POST", "/datasets")) == 1
 
 
+def test_a_data_set_is_named_in_a_step_that_runs_the_model_over_it(
+    service, invoke, model_file, tmp_path
+):
+    recipe = tmp_path / "inferring.yaml"
+    recipe.write_text("steps: [{op: quantize, scheme: w8a16}, {op: infer, rows: 9}]\n")
+    known = "ds_" + "1" * 64
+    service.will("succeeded")
+
+    done = invoke("submit", model_file, "--recipe", recipe, "--dataset", known)
+
+    assert done.exit_code == 0, done.output
+    [asked] = [job["recipe"] for job in service.jobs.values()]
+    assert asked["steps"][1] == {"op": "infer", "rows": 9, "dataset": known}
+    assert "evaluate" not in asked
+
+
 def test_json_is_all_that_is_on_standard_output(service, run):
     service.will("succeeded")
 

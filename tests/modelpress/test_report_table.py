@@ -141,3 +141,24 @@ def test_what_a_shrink_step_left_out_has_a_line(report):
     lines = printed(report | {"shrunk": shrunk}).splitlines()
 
     assert "shrunk: 536,870,912 -> 400,000,000 parameters; intermediate_size 1152" in lines
+
+
+def test_what_a_model_was_run_over_is_told_in_a_line(report):
+    inference = {
+        "file": "answers/embeddings.parquet",
+        "output": "embeddings",
+        "rows": 10_000,
+        "rows_per_second": 812.34,
+        "batch_size": 128,
+        "resident_peak_bytes": 480 * 2**20,
+        "budget_bytes": 512 * 2**20,
+        "headroom_bytes": 32 * 2**20,
+        "recheck": {"rerun": 17},
+    }
+    only = report | {"inference": inference, "steps": [{"op": "infer"}]}
+
+    assert (
+        "embeddings: 10,000 rows, 812.3 rows/s, batches of at most 128, peak 480.00 MiB, "
+        "budget 512.00 MiB, headroom"
+    ) in printed(only)
+    assert printed(only).splitlines()[0] == "1.00 GiB of answers"

@@ -294,3 +294,56 @@ def test_what_cannot_be_shrunk_is_said_before_anything_is_run(client):
     assert strange["code"] == bare["code"] == "shrink_unsupported"
     assert "Offered are bart, bert" in strange["detail"]
     assert bare["errors"][0]["pointer"] == "/spec/steps/0"
+
+
+ENCODER = {
+    "headers": {"model.safetensors": header_of({"embeddings.word.weight": (100, 32)})},
+    "config": {"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 32},
+}
+
+
+def test_an_infer_step_is_planned_by_the_rows_of_its_data_set(client):
+    dataset = client.post("/datasets", data=b'{"text": "a"}\n' * 30).json["id"]
+    step = {"op": "infer", "dataset": dataset}
+
+    made = plan(client, step, **ENCODER)
+    first = plan(client, step | {"rows": 10}, **ENCODER)
+    unknown = plan(client, step | {"dataset": "ds_" + "7" * 64}, **ENCODER)
+
+    assert made["steps"][0]["method"] == "embeddings"
+    assert (made["steps"][0]["rows"], made["artifact"]["bytes"]) == (30, 30 * 32 * 4)
+    assert (first["steps"][0]["rows"], first["bytes_written"]) == (10, 10 * 32 * 4)
+    assert (unknown["steps"][0]["rows"], unknown["bytes_written"]) == (None, 0)
+    assert made["smallest_budget"]["host_memory"] > 300_000_000
+
+
+def test_a_budget_in_which_no_model_can_be_run_does_not_fit_an_infer_step(client):
+    step = {"op": "infer", "dataset": "ds_" + "7" * 64}
+
+    made = plan(client, step, recipe={"budget": {"host_memory": "200MB"}}, **ENCODER)
+
+    assert (made["fits"], made["overruns"]) == (False, ["host_memory"])
+
+
+def test_compression_and_inference_are_planned_together(client):
+    step = {"op": "infer", "dataset": "ds_" + "7" * 64, "rows": 10}
+    named = ENCODER | {
+        "headers": {"model.safetensors": header_of({"pooler.dense.weight": (64, 32)})}
+    }
+
+    alone = plan(client, HALF, **named)
+    both = plan(client, HALF, step, recipe={}, **named)
+
+    assert [one["op"] for one in both["steps"]] == ["prune", "infer"]
+    assert both["artifact"]["bytes"] == alone["artifact"]["bytes"]
+    least = [one["smallest_budget"]["host_memory"] for one in (alone, both)]
+    assert max(least[0], 300_000_000) <= least[1]
+
+
+def test_a_model_without_a_config_is_not_run(client, small):
+    step = {"op": "infer", "dataset": "ds_" + "7" * 64}
+
+    refused = plan(client, step, status=422, **small)
+
+    assert refused["code"] == "evaluation_unsupported"
+    assert refused["errors"][0]["pointer"] == "/spec/steps/0"

@@ -198,3 +198,30 @@ def test_a_page_of_a_training_has_its_curves_and_stages(client, job_id, finish):
 )
 def test_sizes_read_as_people_write_them(count, text):
     assert human_bytes(count) == text
+
+
+def test_what_a_model_was_run_over_is_among_the_figures_and_the_charts():
+    inference = {
+        "file": "embeddings.parquet",
+        "output": "embeddings",
+        "format": "parquet",
+        "columns": [{"name": "embedding", "dtype": "float32", "shape": [8]}],
+        "bytes": 320,
+        "rows": 10,
+        "batch_size": 4,
+        "batches": 3,
+        "probes": [{"rows": 4, "cells": 40, "peak_bytes": 2**28}],
+        "rows_per_second": 5.0,
+        "resident_peak_bytes": 2**28,
+        "budget_bytes": 2**29,
+        "headroom_bytes": 2**28,
+        "seconds": 2.0,
+    }
+
+    page = draw(Report.model_validate(REPORT | {"inference": inference}))
+
+    figures = {name: (value, remark) for name, value, remark in page.figures}
+    assert figures["Rows answered"] == ("10", "embeddings in embeddings.parquet")
+    assert figures["Peak of inference"] == ("256.0 MiB", "256.0 MiB below the budget")
+    [chart] = [chart for chart in page.charts if chart.title == "Memory by batch"]
+    assert [bar.share for bar in chart.bars] == [0.5, 1.0]

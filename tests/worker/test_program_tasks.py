@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from jobs.problems import Problem
 from jobs.program import open_program
@@ -52,3 +53,20 @@ def test_a_budget_below_what_torch_takes_is_refused(workshop, program):
 
     assert job.failure["code"] == "memory_budget_exceeded"
     assert job.failure["smallest_bytes"] > 300_000_000
+
+
+def test_a_program_answers_a_data_set(workshop, program, put, tmp_path):
+    rows = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    save_file({"image": rows}, tmp_path / "rows")
+    dataset = put((tmp_path / "rows").read_bytes())
+    step = {"op": "infer", "dataset": dataset, "format": "safetensors", "output": "predictions"}
+
+    job = workshop.run(program, {"steps": [step], "budget": {"host_memory": "600MB"}})
+
+    assert job.state == "succeeded", job.failure
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = MODELS["residual"][0]().eval()(rows).softmax(1)
+    path = workshop.blobs.artifact_folder(job.id) / "predictions.safetensors"
+    torch.testing.assert_close(load_file(path)["probabilities"], expected, atol=1e-5, rtol=1e-5)
+    assert workshop.blobs.report(job.id)["model"]["format"] == "pt2"
