@@ -52,6 +52,7 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=12, help="of 768; default 12")
     parser.add_argument("--batch", type=int, default=32, help="effective batch; default 32")
     parser.add_argument("--steps", type=int, default=2, help="of each way; default 2")
+    parser.add_argument("--share", type=float, nargs="+", default=_SHARES, help="of plain's peak")
     parser.add_argument("--no-peer", action="store_true", help="leave the Trainer out")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the markers")
     return parser.parse_args()
@@ -85,7 +86,7 @@ def _ours(
         "op": "finetune", "dataset": dataset, "steps": arguments.steps,
         "batch_size": arguments.batch, "max_length": _LENGTH, "schedule": "constant",
     }  # fmt: skip
-    for share in _SHARES:
+    for share in arguments.share:
         budget = int(share * naive_bytes)
         started = time.perf_counter()
         job = run_job(client, model_id, {"steps": [step], "budget": {"host_memory": budget}})

@@ -15,11 +15,11 @@ from training.running import Place, finetune
 def train(tmp_path):
     """Train a folder, and give what was measured and the folder that came of it."""
 
-    def run(folder, dataset, name="trained", **choices):
+    def run(folder, dataset, name="trained", device="cpu", **choices):
         step = finetune_step(**{"steps": 6, "batch_size": 16, "learning_rate": 1e-2} | choices)
         (tmp_path / name).mkdir()
         place = Place(
-            folder, folder, dataset, tmp_path / name / "out", tmp_path / name / "scratch", "cpu"
+            folder, folder, dataset, tmp_path / name / "out", tmp_path / name / "scratch", device
         )
         recipe = Recipe.model_construct(steps=(step,))
         return finetune(place, recipe, lambda _told: None), place.output
@@ -167,3 +167,21 @@ def test_values_are_learnt_where_a_model_gives_one(make_folder, tmp_path, train,
 
     assert training.objective == "regression"
     assert training.losses[-1].loss < 0.5 * training.losses[0].loss
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_device_gives_the_losses_of_the_processor_and_says_what_it_reserved(
+    make_folder, token_rows, train
+):
+    folder, _ = make_folder("llama")
+    dataset, _ = token_rows()
+
+    expected, _ = train(folder, dataset, "host")
+    found, _ = train(folder, dataset, "device", "cuda")
+
+    assert [point.loss for point in found.losses] == pytest.approx(
+        [point.loss for point in expected.losses], rel=1e-3
+    )
+    assert found.device_peak_bytes > 0
+    assert all(decision.peak_bytes > 0 for decision in found.decisions)
