@@ -37,6 +37,27 @@ def input_norms(block: Block, linears: Linears, calls: Sequence[Call]) -> dict[s
     return {name: total.sqrt() for name, total in sums.items()}
 
 
+def input_squares(block: Block, modules: Linears, calls: Sequence[Call]) -> dict[str, torch.Tensor]:
+    """Give the squared Euclidean norm of every input over all tokens, padding apart.
+
+    Args:
+        block: What is run, once for each call.
+        modules: Some of its modules, by name.
+        calls: What it is run with.
+
+    Returns:
+        Float64 [I] for each that was reached.
+    """
+    sums: dict[str, torch.Tensor] = {}
+
+    def add(name: str, inputs: torch.Tensor) -> None:
+        squares = inputs.float().square().sum(0, dtype=torch.float64)
+        sums[name] = sums[name] + squares if name in sums else squares
+
+    _run(block, modules, calls, add)
+    return sums
+
+
 def input_peaks(block: Block, linears: Linears, calls: Sequence[Call]) -> dict[str, torch.Tensor]:
     """Give the largest magnitude of every input over all tokens, padding apart.
 

@@ -10,6 +10,11 @@ The groups of weights are those of LLM-Pruner (Ma et al., 2023, arXiv:2305.11627
 sums the importances of a group's weights; their product, unlike the sum, does not change where one
 weight of a group is multiplied by what another is divided by, which changes no answer either.
 
+Where a calibration has run the model, the norm of what a channel or head puts out is no bound but
+was measured: times that of the columns that take it, it is the importance by activation, which is
+that of Wanda (Sun et al., 2023, arXiv:2306.11695, section 3) for all weights of a column together.
+By Taylor, the calibration has found the importance itself (`calibration.gradients`).
+
 Dimension key: U heads or channels of one layer.
 """
 
@@ -17,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +32,7 @@ from engine.crew import Bell, Crew, Settlement, Task
 from engine.cut_reading import Kept, Positions
 from engine.kernels import ProcessorKernels
 from engine.ledger import StepEntry
+from engine.measured_importance import MeasuredImportance
 from engine.progress import Progress, Ticker
 from engine.source import Source
 from engine.workbench import Workbench
@@ -41,6 +48,7 @@ def choose_kept(
     buffers: WorkingSet,
     entries: list[StepEntry],
     on_progress: Callable[[Progress], None],
+    calibrated: Path | None = None,
 ) -> Kept:
     """Choose which heads and channels of every layer are kept, where the recipe shrinks.
 
@@ -49,6 +57,7 @@ def choose_kept(
         buffers: The memory to do it in.
         entries: Where the cost of each step is counted.
         on_progress: Told how far it is, as phase ``score``.
+        calibrated: Where a calibration wrote what it found, where data decide.
 
     Returns:
         Those with the largest importance, in their order; of equals the first ones. The same on
@@ -57,11 +66,17 @@ def choose_kept(
     Raises:
         Problem: `non_finite_weight`, `invalid_checkpoint`.
     """
-    if plan.shrinkage is None:
+    step = plan.recipe.shrink_step
+    if plan.shrinkage is None or step is None:
         return {}
+    measured = MeasuredImportance(calibrated)
+    if step.importance == "taylor":
+        groups = plan.shrinkage.groups
+        return {g.name: _best(measured.read(g.name, g.count), g.kept) for g in groups}
     total, steps = plan.shrinkage.scored_bytes, len(plan.recipe.steps)
     ticker = Ticker(on_progress, Progress("score", 1, steps, 0, total, "bytes"))
-    choice = _Choice(plan.shrinkage.cuts.values(), entries[0], ticker)
+    inputs = measured if step.importance == "activation" else None
+    choice = _Choice(plan.shrinkage.cuts.values(), entries[0], ticker, inputs)
     benches = [Workbench(buffers.per_thread, ProcessorKernels()) for _ in range(buffers.threads)]
     with Source(plan.model) as source:
         Crew(benches, Bell()).run(choice.tasks(source))
@@ -71,8 +86,15 @@ def choose_kept(
 class _Choice:
     """Multiplies what was found of the tensors of a group, and keeps the best of it."""
 
-    def __init__(self, cuts: Iterable[Cut], entry: StepEntry, ticker: Ticker) -> None:
+    def __init__(
+        self,
+        cuts: Iterable[Cut],
+        entry: StepEntry,
+        ticker: Ticker,
+        inputs: MeasuredImportance | None,
+    ) -> None:
         self.kept: dict[str, Positions] = {}
+        self.inputs = inputs
         self._cuts = [cut for cut in cuts if cut.is_scored]
         self._entry = entry
         self._ticker = ticker
@@ -95,8 +117,7 @@ class _Choice:
         self._missing[group.name] -= 1
         if not self._missing[group.name]:
             importance = np.prod(list(self._factors.pop(group.name).values()), axis=0)
-            best = np.argsort(-importance, kind="stable")[: group.kept]
-            self.kept[group.name] = np.sort(best).astype(np.int64)
+            self.kept[group.name] = _best(importance, group.kept)
         self._entry.seconds += seconds
         self._entry.bytes_read += cut.source.nbytes
         self._ticker.advance(cut.source.nbytes)
@@ -127,6 +148,8 @@ class _Scoring:
             seconds += time.perf_counter() - started
         if not np.isfinite(sums).all():
             raise _non_finite(cut, int(np.argmin(np.isfinite(sums))))
+        if self.choice.inputs is not None:
+            sums *= self.choice.inputs.read(tensor.name, sums.size)
         found = {}
         for i, part in enumerate(cut.parts):
             if part.is_scored:
@@ -153,6 +176,11 @@ class _Scoring:
                 kind = float_kernels.KINDS[tensor.dtype]
                 float_kernels.widen(bits.reshape(-1), kind, widened.reshape(-1))
                 yield row, column, widened.view(np.float32)
+
+
+def _best(importance: Tallies, count: int) -> Positions:
+    best = np.argsort(-importance, kind="stable")[:count]
+    return np.sort(best).astype(np.int64)
 
 
 def _non_finite(cut: Cut, place: int) -> Problem:

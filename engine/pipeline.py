@@ -96,7 +96,7 @@ def compress(
         prediction = predict(plan, levels, chunk_bytes)
         refuse_overruns(prediction, recipe.budget)
         # Always anew: what an attempt before has written counts only for those that this one keeps.
-        kept = choose_kept(plan, prediction.buffers, entries, on_progress)
+        kept = choose_kept(plan, prediction.buffers, entries, on_progress, calibrated)
         job = _fingerprint(plan, prediction.buffers.chunk_bytes, calibrated, kept)
         files = Source(plan.model, calibrated, plan.shrinkage, kept)
         with files as source, Journal(journal, job, artifact_folder) as book:

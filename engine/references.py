@@ -7,8 +7,10 @@ from typing import Self
 
 import numpy as np
 
+from engine.measured_importance import MeasuredImportance
 from engine.samples import Place, Reads, TensorFiles
-from engine.verified_cuts import CutFiles, check_choice, check_sizes, kept_numbers
+from engine.verified_choices import check_choice
+from engine.verified_cuts import CutFiles, check_sizes, kept_numbers
 from engine.verified_forms import Form, wrong
 from jobs.checkpoint import Checkpoint
 from jobs.recipe import Recipe
@@ -51,6 +53,8 @@ class References:
         self._chosen = TensorFiles(model, files)
         self._shrinkage = shrinkage
         self._kept = kept_numbers(shrinkage, shrunk) if shrinkage else {}
+        self._importance = recipe.shrink_step.importance if recipe.shrink_step else "magnitude"
+        self._measured = MeasuredImportance(calibrated)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -69,7 +73,7 @@ class References:
     def of(self, form: Form) -> Reads:
         """Give where the floats are that a tensor of the artifact was made from."""
         if self._shrinkage is not None:
-            # Its recipe has no calibration.
+            # A calibration of its recipe has changed no weight.
             return CutFiles(self._model, self._shrinkage, self._kept)
         is_chosen = self._chooses_steps and form.scale is not None
         return self._chosen if is_chosen else self._floats
@@ -85,7 +89,7 @@ class References:
         """
         if self._shrinkage is not None:
             check_sizes(artifact, self._shrinkage, self._kept)
-            check_choice(self._model, self._shrinkage, self._kept)
+            check_choice(self._model, self._shrinkage, self._kept, self._importance, self._measured)
 
     def check_smoothing(self, form: Form, places: list[Place]) -> None:
         """Check that what smoothing changed is the model's own, times powers of two.

@@ -1,17 +1,14 @@
 """What a shrink step left out, checked against the model and against what the report says of it.
 
 Which tensors are cut, and along what, is the plan's to say. What is checked anew is the rest: that
-the report keeps as many of each layer as there should be, that they are the most important ones (of
-one layer, drawn by the names of all), that config.json says the sizes that the tensors have, and,
-through `CutFiles`, that every sampled value is the model's.
+the report keeps as many of each layer as there should be, that config.json says the sizes that the
+tensors have, and, through `CutFiles`, that every sampled value is the model's.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +19,7 @@ from jobs.problems import Problem
 from jobs.ranges import numbers_of
 from jobs.safetensors_header import TensorSpec
 from jobs.shrunk import Shrunk
-from planning.cuts import Cut, Shrinkage
+from planning.cuts import Shrinkage
 
 #: By the name of a group, which of its heads or channels the report says are kept.
 KeptNumbers = Mapping[str, list[int]]
@@ -39,8 +36,6 @@ _CHANNELS = {
 }
 _LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"}
 _LISTS = {"layer_types", "no_rope_layers", "mlp_layer_types"}
-#: Importances that differ by less are taken to be equal: sums were taken in another order.
-_TOLERANCE = 1e-9
 
 
 def kept_numbers(shrinkage: Shrinkage, shrunk: Shrunk | None) -> KeptNumbers:
@@ -131,57 +126,6 @@ class CutFiles:
                 for i in range(part.width)
             ]
         )
-
-
-def check_choice(files: TensorFiles, shrinkage: Shrinkage, kept: KeptNumbers) -> None:
-    """Check that what is kept of one layer is what is most important there.
-
-    Args:
-        files: The model's files, open.
-        shrinkage: What is left of the model.
-        kept: Which heads and channels are kept.
-
-    Raises:
-        Problem: `invalid_artifact`: something more important was left out.
-    """
-    if not shrinkage.groups:
-        return
-    names = "\n".join(shrinkage.cuts)
-    group = shrinkage.groups[crc32(names.encode()) % len(shrinkage.groups)]
-    cuts = [cut for cut in shrinkage.cuts.values() if cut.group == group and cut.is_scored]
-    norms: dict[tuple[str, int], Values] = {}
-    for cut in cuts:
-        squares = _squares(files, cut)
-        for i, part in enumerate(cut.parts):
-            if part.is_scored:
-                key = cut.source.name.rpartition(".")[0], i
-                end = part.start + part.width * group.count
-                found = squares[part.start : end].reshape(group.count, part.width).sum(axis=1)
-                norms[key] = norms[key] + found if key in norms else found
-    importance = np.ones(group.count)
-    for norm in norms.values():
-        importance *= norm
-    is_kept = np.zeros(group.count, np.bool_)
-    is_kept[kept[group.name]] = True
-    least, most = importance[is_kept].min(), importance[~is_kept].max()
-    if least < most * (1 - _TOLERANCE):
-        detail = f"Of {group.name} {group.unit} were left out that are more important than others."
-        raise Problem("invalid_artifact", detail)
-
-
-def _squares(files: TensorFiles, cut: Cut) -> Values:
-    """Sum the squares along the axis of a tensor that is not cut, a row at a time."""
-    tensor = cut.source
-    columns = tensor.shape[-1]
-    is_by_row = cut.axis == 0 and len(tensor.shape) > 1
-    sums = np.zeros(tensor.shape[cut.axis])
-    for row in range(math.prod(tensor.shape[:-1])):
-        squares = files.read_floats(tensor, row * columns, columns) ** 2
-        if is_by_row:
-            sums[row] = squares.sum()
-        else:
-            sums += squares
-    return sums
 
 
 def check_sizes(artifact: Checkpoint, shrinkage: Shrinkage, kept: KeptNumbers) -> None:

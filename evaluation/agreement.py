@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
+#: Compared at a time, as several times as many doubles.
+_MOST_VALUES = 1024**2
+
 
 @dataclass
 class AgreementSum:
@@ -37,7 +40,12 @@ class AgreementSum:
             before: The original's, [N, W].
             after: The artifact's, [N, W].
         """
-        before, after = before.double(), after.double()
+        rows = max(1, _MOST_VALUES // before.shape[1])
+        for first in range(0, len(before), rows):
+            part = slice(first, first + rows)
+            self._add(before[part].double(), after[part].double())
+
+    def _add(self, before: torch.Tensor, after: torch.Tensor) -> None:
         if self.is_single:
             self.outputs += len(before)
             new = (before * after).sum(), (before * before).sum(), (after * after).sum()

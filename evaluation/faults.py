@@ -1,6 +1,6 @@
 """Whose fault it is where the libraries raise: what strangers upload makes them raise anything."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from jobs.problems import Problem
@@ -9,12 +9,12 @@ _MOST_QUOTED = 300
 
 
 @contextmanager
-def blamed_on(code: str, what: str) -> Iterator[None]:
+def blamed_on(code: str, what: str | Callable[[], str]) -> Iterator[None]:
     """Give whatever the block raises as a problem.
 
     Args:
         code: Of the problem: `invalid_dataset` or `evaluation_failed`.
-        what: What could not be done.
+        what: What could not be done; asked for when it is known, where it is a function.
 
     Yields:
         Nothing.
@@ -31,4 +31,5 @@ def blamed_on(code: str, what: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:_MOST_QUOTED]
         if "allocate memory" in reason:
             raise MemoryError from error
-        raise Problem(code, f"{what}: {type(error).__name__}: {reason}") from error
+        said = what if isinstance(what, str) else what()
+        raise Problem(code, f"{said}: {type(error).__name__}: {reason}") from error

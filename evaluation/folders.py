@@ -1,6 +1,6 @@
 """A transformers folder as something that can be run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,25 @@ from evaluation.answers import Kept, answers_of, default_answer
 from evaluation.inputs import Batch, Span, batches_of
 from evaluation.models import open_model, resident_parameter_bytes
 from evaluation.outputs import Answers, read_answers
-from evaluation.subjects import LATENCY_ROWS
+from evaluation.subjects import LATENCY_ROWS, OnRows, Take, measure_latency, run_each
 from jobs.inferring import InferOutput
 from jobs.recipe import Evaluate
 
 
 class TransformersSubject:
-    """A model of a transformers folder.
+    """A model of a transformers folder, all of it in memory.
 
     Args:
         folder: The folder: the original, or an artifact.
         original: The original's, for its tokenizer.
+
+    Attributes:
+        name: What it is called in problems.
+        blocks: 0: it is run as a whole.
     """
+
+    name: str
+    blocks = 0
 
     def __init__(self, folder: Path, original: Path) -> None:
         self._model = open_model(folder)
@@ -37,9 +44,9 @@ class TransformersSubject:
         """Give its inputs, batch by batch, the same each time."""
         return batches_of(self._model, self._original, dataset, wanted)
 
-    def answer(self, batch: Batch) -> Any:  # noqa: ANN401 - transformers has no types
-        """Run it."""
-        return self._model(**batch.inputs)
+    def run(self, batches: Iterable[Batch], take: Take, on_rows: OnRows) -> float:
+        """Run it over one batch after the other."""
+        return run_each(self._answer, batches, take, on_rows)
 
     def read(self, batch: Batch, output: Any) -> Answers:  # noqa: ANN401
         """Take what is compared out of what it gave."""
@@ -70,6 +77,9 @@ class TransformersSubject:
             for tensor in self._model.parameters()
         )
 
-    def latency_rows(self, most: int) -> tuple[int, ...]:
-        """Give how many rows at a time its latency is measured of."""
-        return tuple(rows for rows in LATENCY_ROWS if rows <= most)
+    def latency(self, batch: Batch, most: int) -> dict[str, float]:
+        """Give the median seconds of one forward, by its rows: no more than so many."""
+        return measure_latency(self._answer, batch, [n for n in LATENCY_ROWS if n <= most])
+
+    def _answer(self, batch: Batch) -> Any:  # noqa: ANN401 - transformers has no types
+        return self._model(**batch.inputs)

@@ -14,6 +14,8 @@ from jobs.problems import Problem
 
 #: How many places of a row are compared, where each has an output of its own.
 _PLACES = 8
+#: A target that nothing is said about.
+UNTOLD = -100
 
 
 @dataclass(frozen=True)
@@ -173,14 +175,27 @@ def _of_labels(
     return float(loss), len(labels), int((logits.argmax(1) == labels).sum())
 
 
-def _of_tokens(logits: torch.Tensor, batch: Batch) -> tuple[float | None, int]:
-    """Give the loss of each token after all before it, padding apart."""
+def next_tokens(batch: Batch) -> torch.Tensor:
+    """Give the right token for each place of a row but the last, int64 [B, T - 1].
+
+    Args:
+        batch: Rows of `input_ids`.
+
+    Returns:
+        The tokens; `UNTOLD` where nothing is right.
+    """
     targets = batch.inputs["input_ids"][:, 1:].clone()
     if batch.mask is not None:
         # Padding may come first, too: what follows it was predicted from nothing.
-        targets[~(batch.mask[:, 1:] & batch.mask[:, :-1])] = -100
-    total, count = 0.0, int((targets != -100).sum())
+        targets[~(batch.mask[:, 1:] & batch.mask[:, :-1])] = UNTOLD
+    return targets
+
+
+def _of_tokens(logits: torch.Tensor, batch: Batch) -> tuple[float | None, int]:
+    """Give the loss of each token after all before it, padding apart."""
+    targets = next_tokens(batch)
+    total, count = 0.0, int((targets != UNTOLD).sum())
     for row, target in zip(logits[:, :-1], targets, strict=True):
         # A row at a time: in doubles, all rows would take several times what the model took.
-        total += float(F.cross_entropy(row.float(), target, ignore_index=-100, reduction="sum"))
+        total += float(F.cross_entropy(row.float(), target, ignore_index=UNTOLD, reduction="sum"))
     return (total, count) if count else (None, 0)

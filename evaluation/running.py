@@ -2,9 +2,8 @@
 
 import math
 import resource
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,16 @@ from evaluation.agreement import AgreementSum
 from evaluation.faults import blamed_on
 from evaluation.inputs import Batch
 from evaluation.outputs import Answers
-from evaluation.subjects import Subject
+from evaluation.subjects import Evaluated, OnRows, Subject
 from jobs.problems import Problem
 from jobs.quality import Agreement, Ran, Running
 from jobs.recipe import Evaluate
 
-OnRows = Callable[[int], None]
 OpenSubject = Callable[[], Subject]
+OpenEvaluated = Callable[[], Evaluated]
 
 #: The original's outputs, kept for the artifact to be compared with.
 _MOST_KEPT_BYTES = 64 * 1024**2
-_LATENCY_RUNS = 9
-_LATENCY_SECONDS = 2.0
 
 
 @dataclass
@@ -37,11 +34,9 @@ class _Sums:
     loss: float | None = None
     predictions: int = 0
     correct: int | None = None
-    seconds: float = 0.0
 
-    def add(self, answers: Answers, rows: int, seconds: float) -> None:
+    def add(self, answers: Answers, rows: int) -> None:
         self.rows += rows
-        self.seconds += seconds
         self.predictions += answers.predictions
         self.tokens = _plus(self.tokens, answers.tokens)
         self.loss = _plus(self.loss, answers.loss_sum)
@@ -53,7 +48,7 @@ def _plus(first: Any, second: Any) -> Any:  # noqa: ANN401 - None or a number
 
 
 def run_original(
-    open_subject: OpenSubject, dataset: Path | None, wanted: Evaluate, kept: Path, on_rows: OnRows
+    open_subject: OpenEvaluated, dataset: Path | None, wanted: Evaluate, kept: Path, on_rows: OnRows
 ) -> Ran:
     """Run the original, and keep what it answers.
 
@@ -85,7 +80,7 @@ def run_original(
 
 
 def run_artifact(
-    open_subject: OpenSubject,
+    open_subject: OpenEvaluated,
     dataset: Path | None,
     wanted: Evaluate,
     kept: Path,
@@ -137,7 +132,7 @@ def run_artifact(
 
 
 def _run(
-    open_subject: OpenSubject,
+    open_subject: OpenEvaluated,
     dataset: Path | None,
     wanted: Evaluate,
     take: Callable[[Answers], None],
@@ -146,42 +141,70 @@ def _run(
     started = time.perf_counter()
     subject = open_subject()
     code = "evaluation_failed" if dataset is None else "invalid_dataset"
-    sums = _Sums()
-    first: Batch | None = None
-    batches = subject.batches(dataset, wanted)
+    reading = _Reading(subject, code, take)
     with torch.inference_mode():
-        while True:
-            with blamed_on(code, f"The rows from {sums.rows} on cannot be read"):
-                batch = next(batches, None)
-            if batch is None:
-                break
-            first = first or batch
-            with blamed_on(code, f"{subject.name} does not take the rows from {sums.rows} on"):
-                begun = time.perf_counter()
-                output = subject.answer(batch)
-                seconds = time.perf_counter() - begun
-                answers = subject.read(batch, output)
-                del output
-            _require_finite(answers, sums.rows)
-            take(answers)
-            sums.add(answers, batch.rows, seconds)
-            on_rows(sums.rows)
-        if first is None:
+        with blamed_on(code, reading.refused):
+            seconds = subject.run(reading.batches(dataset, wanted), reading.take, on_rows)
+        if reading.first is None:
             raise Problem("invalid_dataset", "The data set has no rows.")
         with blamed_on("evaluation_failed", f"{subject.name} does not run"):
-            latency = _latency(subject, first, wanted.batch_size)
+            latency = subject.latency(reading.first, wanted.batch_size)
+    sums = reading.sums
     running = Running(
         loss=_mean(sums.loss, sums.predictions),
         perplexity=_perplexity(sums),
         accuracy=_mean(sums.correct, sums.rows),
         latency_seconds=latency,
-        rows_per_second=sums.rows / sums.seconds if sums.seconds else 0.0,
-        tokens_per_second=None if sums.tokens is None else sums.tokens / sums.seconds,
+        rows_per_second=sums.rows / seconds if seconds else 0.0,
+        tokens_per_second=None if sums.tokens is None else sums.tokens / seconds,
+        blocks=subject.blocks,
         weight_bytes=subject.weight_bytes,
         resident_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         seconds=time.perf_counter() - started,
     )
     return Ran(running=running, rows=sums.rows, tokens=sums.tokens, agreement=None)
+
+
+class _Reading:
+    """What goes into a model and what comes out of it, looked at on the way.
+
+    Args:
+        subject: The model.
+        code: Of the problem that its inputs are blamed with.
+        take: Given the answers.
+    """
+
+    def __init__(self, subject: Evaluated, code: str, take: Callable[[Answers], None]) -> None:
+        self._subject = subject
+        self._code = code
+        self._take = take
+        self.sums = _Sums()
+        self.first: Batch | None = None
+
+    def batches(self, dataset: Path | None, wanted: Evaluate) -> Iterator[Batch]:
+        """Give all inputs."""
+        batches = self._subject.batches(dataset, wanted)
+        rows = 0
+        while True:
+            with blamed_on(self._code, f"The rows from {rows} on cannot be read"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            self.first = self.first or batch
+            rows += batch.rows
+            yield batch
+
+    def take(self, batch: Batch, output: Any) -> None:  # noqa: ANN401 - whatever it gave
+        """Take what the model gave for the next of them."""
+        with blamed_on(self._code, self.refused):
+            answers = self._subject.read(batch, output)
+        _require_finite(answers, self.sums.rows)
+        self._take(answers)
+        self.sums.add(answers, batch.rows)
+
+    def refused(self) -> str:
+        """Say what went wrong where nothing else did."""
+        return f"{self._subject.name} does not take the rows from {self.sums.rows} on"
 
 
 def _require_finite(answers: Answers, row: int) -> None:
@@ -191,22 +214,6 @@ def _require_finite(answers: Answers, row: int) -> None:
             "evaluation_failed",
             f"The model answers NaN or infinity somewhere in the rows from {row} on.",
         )
-
-
-def _latency(subject: Subject, batch: Batch, most: int) -> dict[str, float]:
-    """Give the median seconds of one forward, by batch size; none is larger than was asked for."""
-    found = {}
-    for size in subject.latency_rows(most):
-        repeated = torch.arange(size) % batch.rows
-        some = Batch({name: tensor[repeated] for name, tensor in batch.inputs.items()})
-        subject.answer(some)
-        seconds: list[float] = []
-        while len(seconds) < _LATENCY_RUNS and sum(seconds) < _LATENCY_SECONDS:
-            started = time.perf_counter()
-            subject.answer(some)
-            seconds.append(time.perf_counter() - started)
-        found[str(size)] = statistics.median(seconds)
-    return found
 
 
 def _mean(total: float | None, count: int) -> float | None:

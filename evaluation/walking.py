@@ -3,10 +3,12 @@
 Every batch runs the model's own ``forward`` in a coroutine of its own, which stops wherever a block
 is about to be called. When all of them stand at the same block, that is loaded, may be looked at
 and changed, and is let go once all are past it. So nothing has to be known of how a model calls its
-blocks, and each block is in memory once, however many batches there are.
+blocks, and each block is in memory once, however many batches there are. Where the activations of
+all of them would take too much, they go in groups, and each block is read once for a group.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -44,61 +46,85 @@ class Call:
 Visit = Callable[[Block, Sequence[Call]], None]
 #: Takes what the model gave for a batch.
 Take = Callable[[Batch, Any], None]
+#: Between blocks, what a batch stands with is held by the model's own variables too: what the first
+#: block was given, or what goes around the next one.
+_TIMES_HELD = 2
 
 
 def walk(
     skeleton: Skeleton,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     visit: Visit,
     *,
     take: Take | None = None,
     blamed: str = "invalid_dataset",
+    room: int | None = None,
 ) -> None:
     """Take all batches through a model.
 
     Args:
         skeleton: The model; its blocks are empty before and after.
-        batches: All of them; what their activations take at a block is held for each.
-        visit: Called once for each block, in the order in which the model calls them.
+        batches: What their activations take at a block is held for each that goes with others.
+        visit: Called once for each block and group, in the order in which the model calls them.
         take: Told what the model gave; without one, what follows the last block is not run.
         blamed: The code of the problem that the batches are blamed with.
+        room: About how many bytes of activations a group of batches may hold; none is smaller than
+            one batch. By default all go together.
 
     Raises:
         Problem: What went wrong: the batches are not taken, or the model calls a block twice, or
             its blocks in another order for some batch.
     """
-    runs = _Runs(skeleton, batches, take)
+    name = type(skeleton.model).__name__
+    waiting = iter(batches)
+    is_left = True
+    with torch.inference_mode(), blamed_on(blamed, f"A {name} does not take the rows"):
+        while is_left:
+            with _Runs(skeleton, take) as runs, _empty_weights_explained(name):
+                is_left = runs.begin(waiting, room)
+                _walk_together(skeleton, runs, visit, is_last=take is None)
+
+
+def _walk_together(skeleton: Skeleton, runs: "_Runs", visit: Visit, *, is_last: bool) -> None:
+    """Take a group of batches through all blocks, to the last one alone where that is the end."""
     name = type(skeleton.model).__name__
     seen: set[str] = set()
-    with runs, torch.inference_mode(), blamed_on(blamed, f"A {name} does not take the rows"):
-        runs.begin()
-        while (block := runs.block()) is not None:
-            if block.name in seen:
-                raise _unfit(name, f"it runs {block.name} more than once for a row")
-            seen.add(block.name)
-            skeleton.load(block)
-            visit(block, runs.calls())
-            if take is None and len(seen) == len(skeleton.blocks):
-                # One batch is enough to see that no block comes again.
-                runs.keep_first()
+    while (block := runs.block()) is not None:
+        if not block.weights:
             runs.go_on()
-            skeleton.release(block)
+            skeleton.forget()
+            continue
+        if block.name in seen:
+            raise _unfit(name, f"it runs {block.name} more than once for a row")
+        seen.add(block.name)
+        skeleton.load(block)
+        visit(block, runs.calls())
+        if is_last and len(seen) == len(skeleton.blocks):
+            # One batch is enough to see that no block comes again.
+            runs.keep_first()
+        runs.go_on()
+        skeleton.release(block)
+        skeleton.forget()
 
 
 class _Runs:
     """A coroutine for each batch, and where it stands; a context that ends them."""
 
-    def __init__(self, skeleton: Skeleton, batches: Sequence[Batch], take: Take | None) -> None:
+    def __init__(self, skeleton: Skeleton, take: Take | None) -> None:
         self._hub = getcurrent()
         self._skeleton = skeleton
-        self._batches = batches
         self._take = take
-        self._runs = [greenlet(self._run) for _ in batches]
+        self._batches: list[Batch] = []
+        self._runs: list[greenlet] = []
         self._places: list[_Place | None] = []
         self._hooks = [
             block.module.register_forward_pre_hook(partial(self._stop, block), with_kwargs=True)
             for block in skeleton.blocks
         ]
+        if take is not None and skeleton.head is not None:
+            # Before the head the last block is let go of: it may be larger than that.
+            stop = partial(self._stop, Block("", skeleton.head, {}))
+            self._hooks.append(skeleton.head.register_forward_pre_hook(stop, with_kwargs=True))
 
     def __enter__(self) -> Self:
         return self
@@ -114,11 +140,32 @@ class _Runs:
         for hook in self._hooks:
             hook.remove()
 
-    def begin(self) -> None:
-        """Take every batch to its first block."""
-        self._places = [
-            run.switch(batch) for run, batch in zip(self._runs, self._batches, strict=True)
-        ]
+    def begin(self, waiting: Iterator[Batch], room: int | None) -> bool:
+        """Take batches to their first block, as many as there is room for.
+
+        Args:
+            waiting: Those that are left.
+            room: As of `walk`.
+
+        Returns:
+            Whether more may be left.
+        """
+        held = 0
+        for batch in waiting:
+            run = greenlet(self._run)
+            self._runs.append(run)
+            self._batches.append(batch)
+            place = run.switch(batch)
+            self._places.append(place)
+            taken = _TIMES_HELD * _nbytes(place) if place else 0
+            held += taken
+            # The next one takes about as much.
+            if room is not None and held + taken > room:
+                break
+        else:
+            room = None
+        self._skeleton.forget()
+        return room is not None
 
     def keep_first(self) -> None:
         """End all batches but the first."""
@@ -139,7 +186,7 @@ class _Runs:
         if len(blocks) > 1:
             name = type(self._skeleton.model).__name__
             raise _unfit(name, "it takes some rows through other blocks than others")
-        place = next(iter(blocks.values()))
+        place = next(iter(blocks.values()), None)
         return place.block if place else None
 
     def calls(self) -> list[Call]:
@@ -170,6 +217,33 @@ class _Place:
     block: Block
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+@contextmanager
+def _empty_weights_explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
+        raise _unfit(name, "it takes weights of a block without calling the block") from error
+
+
+def _nbytes(place: _Place) -> int:
+    """Give the bytes of all tensors that a block is called with, each once."""
+    found: dict[int, int] = {}
+
+    def look(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, tuple | list):
+            for member in value:
+                look(member)
+
+    look(place.args)
+    look(list(place.kwargs.values()))
+    return sum(found.values())
 
 
 def _unfit(name: str, reason: str) -> Problem:

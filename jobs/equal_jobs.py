@@ -167,8 +167,13 @@ def _answer_with(
     report = blobs.report(job_id)
     if result is None or result.artifact is None or folder is None or report is None:
         raise ValueError("it has no artifact or no report")
+    known = Report.model_validate(report)
+    is_timed = known.quality is None or bool(known.quality.after.latency_seconds)
+    if spec.recipe.gate.max_latency_ratio is not None and not is_timed:
+        # Its budget had the model run block by block, which this one's may not.
+        raise ValueError("it measured no latency")
     try:
-        check_gate(Report.model_validate(report), spec.recipe.gate)
+        check_gate(known, spec.recipe.gate)
     except Problem as problem:
         return Answer(end(state="failed", failure=problem.to_dict()), report)
     own = blobs.job_folder(spec.id)

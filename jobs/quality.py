@@ -29,13 +29,24 @@ class Running(_Value):
         None, ge=0, le=1, description="Fraction of rows with the right label."
     )
     latency_seconds: dict[str, Seconds] = Field(
-        description="Median of one forward, by batch size, 1 and 8 at most; of the first rows."
+        description="Median of one forward, by batch size, 1 and 8 at most; of the first rows. "
+        "Empty where the model was run block by block: no forward had all of it."
     )
-    rows_per_second: float = Field(ge=0, description="Over all rows, in batches.")
+    rows_per_second: float = Field(
+        ge=0,
+        description="Over all rows, in batches; where there are blocks, reading them included.",
+    )
     tokens_per_second: float | None = Field(
         None, ge=0, description="The same by token, padding apart."
     )
-    weight_bytes: Bytes = Field(description="What its weights took in memory while it ran.")
+    blocks: Count = Field(
+        0,
+        description="Parts of the model that were in memory one after the other, as all of it "
+        "would pass the budget; 0 where it was in memory as a whole.",
+    )
+    weight_bytes: Bytes = Field(
+        description="What its weights took in memory while it ran, at most at a time."
+    )
     resident_peak_bytes: Bytes = Field(description="Of the whole process, libraries included.")
     seconds: Seconds = Field(description="Of the process: libraries, loading, all rows, latency.")
 
@@ -66,7 +77,10 @@ class Calibration(_Value):
 
     rows: Count
     tokens: Count | None = Field(None, description="Padding apart; None where rows have none.")
-    blocks: Count = Field(description="Parts of the model that were in memory one after the other.")
+    blocks: Count = Field(
+        description="Parts of the model that were in memory one after the other; 0 where gradients "
+        "needed all of it."
+    )
     smoothed_norms: tuple[str, ...] = Field(
         (), description="Norms whose outputs were made smaller, and the weights after them larger."
     )

@@ -85,10 +85,11 @@ class Evaluate(Strict):
 
 
 class Calibrate(Strict):
-    """The data that `wanda`, `gptq` and `smooth` go by; transformers folders only."""
+    """The data that calibrated steps go by; transformers folders only."""
 
     dataset: DatasetId = Field(
-        description="A data set's id, of any kind that `evaluate` takes; labels say nothing here.",
+        description="A data set's id, of any kind that `evaluate` takes. Labels say something to "
+        "`importance: taylor` alone.",
     )
     rows: int = Field(128, ge=1, le=100_000, description="At most so many rows, the first ones.")
     batch_size: int = Field(8, ge=1, le=4096, description="Rows that are run at a time.")

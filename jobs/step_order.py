@@ -81,8 +81,8 @@ def refuse_uncalibrated(steps: Sequence[AnyStep], *, has_data: bool) -> None:
         raise ValueError(f"step {calibrated[0] + 1} needs data: a calibrate section with a dataset")
     if has_data and not calibrated:
         raise ValueError(
-            "no step needs the calibrate section: prune with method wanda, or quantize with "
-            "method gptq or smooth, does"
+            "no step needs the calibrate section: prune with method wanda, quantize with method "
+            "gptq or smooth, or shrink by importance activation or taylor does"
         )
     first = 0
     for part in parts_of(steps):
@@ -93,9 +93,10 @@ def refuse_uncalibrated(steps: Sequence[AnyStep], *, has_data: bool) -> None:
 def _refuse_uncalibrated_part(steps: Sequence[AnyStep], first: int) -> None:
     """Refuse calibrated steps that do not see the model as the part finds it."""
     calibrated = [i for i, step in enumerate(steps) if step.is_calibrated]
-    if calibrated and steps[0].op == "shrink":
+    is_shrunk = steps[0].op == "shrink"
+    if calibrated and calibrated[-1] > 0 and is_shrunk:
         raise ValueError(
-            f"step {first + calibrated[0] + 1} looks at the model as it came: shrink in a job "
+            f"step {first + calibrated[-1] + 1} looks at the model as it came: shrink in a job "
             "before this one, and give its artifact as the model"
         )
     prunes = [i for i, step in enumerate(steps) if step.op == "prune"]
@@ -105,5 +106,5 @@ def _refuse_uncalibrated_part(steps: Sequence[AnyStep], first: int) -> None:
         raise ValueError("calibrated steps follow one another: wanda, then gptq or smooth")
     if calibrated and calibrated[0] in prunes and calibrated[0] > 0:
         raise ValueError("wanda is the first step: it looks at the model as it came")
-    if calibrated and calibrated[0] not in prunes and prunes:
+    if calibrated and not is_shrunk and calibrated[0] not in prunes and prunes:
         raise ValueError("gptq and smooth follow no prune step but wanda")

@@ -99,8 +99,11 @@ class ShrinkStep(Strict):
     round_to: int = Field(
         1, ge=1, le=256, description="Kept channels are a multiple of this, rounded up."
     )
-    importance: Literal["magnitude"] = Field(
-        "magnitude", description="What decides: the weights that a head or channel passes through."
+    importance: Literal["magnitude", "activation", "taylor"] = Field(
+        "magnitude",
+        description="What decides: the weights that a head or channel passes through; the weights "
+        "that take its output times what it puts out (`activation`); or its weights times their "
+        "gradients (`taylor`). The latter two need `calibrate`.",
     )
     include: tuple[Pattern, ...] | None = Field(
         None,
@@ -116,12 +119,14 @@ class ShrinkStep(Strict):
     def _says_what(self) -> "ShrinkStep":
         if self.width is None and self.layers is None:
             raise ValueError("width is needed, for example 0.75; or layers")
+        if self.is_calibrated and self.width is None:
+            raise ValueError("importance chooses heads and channels, so width is needed with it")
         return self
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether data decide what it keeps; not so far."""
-        return False
+        """Whether data decide what it keeps."""
+        return self.importance != "magnitude"
 
 
 class QuantizeStep(Strict):

@@ -66,6 +66,9 @@ def _quality(quality: dict[str, Any]) -> Table:
         if before.get(name) is not None or after.get(name) is not None:
             label = name.removesuffix("_bytes").replace("_", " ")
             table.add_row(label, shown(before.get(name)), shown(after.get(name)))
+    if after.get("blocks"):
+        counts = (count_text(row.get("blocks")) for row in (before, after))
+        table.add_row("blocks, one at a time", *counts)
     latencies = [row.get("latency_seconds") or {} for row in (before, after)]
     for size in latencies[0]:
         shown_latencies = [_milliseconds(latency.get(size)) for latency in latencies]

@@ -2,6 +2,9 @@
 
 smoothed/*.safetensors     the model, where smoothing moved factors; it says what it said before
 chosen/*.safetensors       what weights became by wanda or gptq, from what is smoothed
+importance/*.safetensors   what decides which heads and channels are kept: by the name of a weight,
+                           the squared norm of each of its inputs over all tokens (activation); or
+                           by the name of a group, the importance of each head or channel (taylor)
 """
 
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from jobs.safetensors_header import Header, TensorSpec, read_header
 
 SMOOTHED = "smoothed"
 CHOSEN = "chosen"
+IMPORTANCE = "importance"
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class CalibratedFile:
 
     Attributes:
         path: Where it lies.
-        kind: `SMOOTHED` or `CHOSEN`.
+        kind: `SMOOTHED`, `CHOSEN` or `IMPORTANCE`.
         header: Its checked header.
     """
 
@@ -34,11 +38,14 @@ class CalibratedFile:
         return self.header.tensors
 
 
-def calibrated_files(folder: Path | None) -> Iterator[CalibratedFile]:
+def calibrated_files(
+    folder: Path | None, kinds: tuple[str, ...] = (SMOOTHED, CHOSEN)
+) -> Iterator[CalibratedFile]:
     """Give the files of a calibration.
 
     Args:
         folder: Where it wrote them; None where there was none.
+        kinds: Which of them; by default all that hold weights.
 
     Yields:
         Each file, in the order of the blocks.
@@ -46,6 +53,6 @@ def calibrated_files(folder: Path | None) -> Iterator[CalibratedFile]:
     Raises:
         Problem: `invalid_checkpoint`: a file is damaged.
     """
-    for kind in (SMOOTHED, CHOSEN):
+    for kind in kinds:
         for path in sorted((folder / kind).glob("*.safetensors")) if folder else ():
             yield CalibratedFile(path, kind, read_header(path))

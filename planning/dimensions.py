@@ -3,7 +3,7 @@
 Dimension key: U units (heads with the keys and values that they share, or channels) of one layer.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from jobs.problems import Problem
 from jobs.safetensors_header import TensorSpec
@@ -11,15 +11,17 @@ from planning.anatomy import Channels, Heads
 from planning.matrices import WEIGHT_DTYPES
 from planning.stacks import Dimension, Layers, Part, Piece, Unit
 
+Importance = Literal["magnitude", "activation", "taylor"]
 #: A module, the axis of its weight, and where units are along it.
 _Roles = list[tuple[str, int, tuple[Part, ...]]]
 
 
-def find_channels(layers: Layers) -> Dimension | str:
+def find_channels(layers: Layers, importance: Importance = "magnitude") -> Dimension | str:
     """Find the channels of a stack's MLPs, or say why none of them can be left out.
 
     Args:
         layers: The stack.
+        importance: What decides which are.
 
     Returns:
         The channels, or the reason.
@@ -32,18 +34,23 @@ def find_channels(layers: Layers) -> Dimension | str:
     outputs = _choose(layers, channels)
     modules = (*outputs, channels.inputs)
     count = _size(layers, 0, channels.inputs, _inputs_axis(layers))
-    parts = tuple(Part(i * count, 1, is_scored=True) for i in range(channels.fused))
+    is_bounded = importance == "magnitude"
+    parts = tuple(Part(i * count, 1, is_scored=is_bounded) for i in range(channels.fused))
     roles = [(module, _outputs_axis(layers), parts) for module in outputs]
-    roles.append((channels.inputs, _inputs_axis(layers), parts[:1]))
+    taken = Part(0, 1, is_scored=importance != "taylor")
+    roles.append((channels.inputs, _inputs_axis(layers), (taken,)))
     return _dimension(layers, "channels", modules, channels.beside, count, (1, 1), roles)
 
 
-def find_heads(layers: Layers, config: dict[str, Any]) -> Dimension | str:
+def find_heads(
+    layers: Layers, config: dict[str, Any], importance: Importance = "magnitude"
+) -> Dimension | str:
     """Find the heads of a stack's attentions, or say why none of them can be left out.
 
     Args:
         layers: The stack.
         config: The members of config.json.
+        importance: What decides which are.
 
     Returns:
         The heads, in units that share keys and values, or the reason.
@@ -82,17 +89,20 @@ def find_heads(layers: Layers, config: dict[str, Any]) -> Dimension | str:
         heads.beside,
         groups,
         (queries, size),
-        _roles_of_heads(heads, groups, queries, size),
+        _roles_of_heads(heads, groups, queries, size, importance),
     )
 
 
-def _roles_of_heads(heads: Heads, groups: int, queries: int, size: int) -> _Roles:
+def _roles_of_heads(
+    heads: Heads, groups: int, queries: int, size: int, importance: Importance
+) -> _Roles:
+    is_bounded = importance == "magnitude"
     query, wide = Part(0, queries * size, is_scored=False), groups * queries * size
-    key, value = Part(0, size, is_scored=False), Part(0, size, is_scored=True)
-    output = (heads.output, 1, (Part(0, queries * size, is_scored=True),))
+    key, value = Part(0, size, is_scored=False), Part(0, size, is_scored=is_bounded)
+    output = (heads.output, 1, (Part(0, queries * size, is_scored=importance != "taylor"),))
     if heads.key is None or heads.value is None:
         key = Part(wide, size, is_scored=False)
-        value = Part(wide + groups * size, size, is_scored=True)
+        value = Part(wide + groups * size, size, is_scored=is_bounded)
         return [(heads.query, 0, (query, key, value)), output]
     return [(heads.query, 0, (query,)), (heads.key, 0, (key,)), (heads.value, 0, (value,)), output]
 

@@ -16,7 +16,7 @@ from planning.plan import Plan, make_plan
 from planning.prediction import Prediction, predict, refuse_overruns
 from planning.program_plan import make_program_plan
 from planning.program_prediction import predict_program
-from planning.running import refuse_unrunnable
+from planning.running import refuse_unmeasured, refuse_unrunnable
 from planning.shrinking import shrink
 
 
@@ -57,10 +57,11 @@ def forecast(
         The forecast. It is exact but for models that only their own code could tell about.
 
     Raises:
-        Problem: As `shrink`, `make_plan`, `refuse_unrunnable` and `planning.aims.refuse_target`;
-            `nothing_changed`: the recipe does nothing but infer.
+        Problem: As `shrink`, `make_plan`, `refuse_unrunnable`, `refuse_unmeasured` and
+            `planning.aims.refuse_target`; `nothing_changed`: the recipe does nothing but infer.
     """
     refuse_unrunnable(recipe, pointer, has_config=checkpoint.config is not None)
+    refuse_unmeasured(checkpoint, recipe, pointer)
     step, budget = recipe.infer_step, recipe.budget
     if recipe.compression is None:
         raise Problem("nothing_changed", "The recipe has no step that changes the model.")
@@ -90,7 +91,8 @@ def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = ""
 
     Raises:
         Problem: `memory_budget_exceeded` or `disk_budget_exceeded`, with the smallest budget that
-            would do; or as `forecast`, where there is a budget, a target or a shrink step at all.
+            would do; or as `forecast`, where there is a budget, a target, a shrink step or a gate
+            on latency at all.
             What only a model's own code can tell is left to the job, which asks it. Of a program,
             all that is wrong with the recipe, too.
     """
@@ -110,10 +112,11 @@ def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = ""
         return
     budget = recipe.budget
     limits = (budget.host_memory, budget.device_memory, budget.disk)
-    is_open = recipe.aimed_step is None and recipe.shrink_step is None
-    if limits == (None, None, None) and is_open:
+    others = (recipe.aimed_step, recipe.shrink_step, recipe.gate.max_latency_ratio)
+    if all(one is None for one in (*limits, *others)):
         return
     checkpoint = open_checkpoint(folder)
+    refuse_unmeasured(checkpoint, recipe, pointer)
     shrink(checkpoint, recipe, pointer)
     if checkpoint.config is None or known_kinds(checkpoint) is not None:
         made = forecast(checkpoint, recipe, levels, pointer)

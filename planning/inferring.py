@@ -11,7 +11,7 @@ from jobs.recipe import Budget
 from jobs.safetensors_header import TensorSpec
 from planning.memory_model import Levels
 from planning.prediction import Prediction, StepPrediction
-from planning.running import WIDTH_KEYS
+from planning.walks import WIDTH_KEYS
 from planning.working_set import WorkingSet
 
 #: What importing torch and transformers adds to an idle runner at most: 370 MB seen, and 340 MB of

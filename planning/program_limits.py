@@ -11,8 +11,8 @@ _FOR_CHECKPOINTS = ("group_size", "embeddings", "target_bytes", "max_relative_rm
 _SCALES = "Weights of a .pt2 have a scale for each output channel. Leave it out."
 _LAYERS = "A .pt2 says nothing of layers; shrink takes channels of it. Give width, and not layers."
 _CALIBRATED = (
-    "wanda, gptq and smooth are for transformers folders; a .pt2 is pruned by magnitude or at "
-    "random, and rounded to the nearest step. Leave calibrate and them out."
+    "wanda, gptq, smooth and importance by data are for transformers folders; a .pt2 is pruned by "
+    "magnitude or at random, and rounded to the nearest step. Leave calibrate and them out."
 )
 
 

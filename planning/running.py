@@ -1,22 +1,25 @@
 """Whether a model can be run, and what it takes: an estimate, as only its own code knows more."""
 
-from collections import Counter
 from collections.abc import Iterable
 
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Detail, Problem
 from jobs.recipe import Calibrate, Recipe
-from planning.blocks import block_of
 from planning.selection import Target
 from planning.training import least_training_bytes, training_bytes
+from planning.walks import (
+    LEAST_LIBRARY_BYTES,
+    LIBRARY_BYTES,
+    SHARE_ON_TOP,
+    backward_bytes,
+    is_walked,
+    largest_block_bytes,
+    walk_of,
+    weight_bytes,
+    whole_bytes,
+    width_of,
+)
 
-#: torch and transformers, once imported: seen 440 to 500 MB, and none below the first.
-_LEAST_LIBRARY_BYTES = 400_000_000
-_LIBRARY_BYTES = 470_000_000
-#: Loading holds some weights twice, and outputs and activations come on top.
-_SHARE_ON_TOP = 0.15
-#: What a config calls the width of what blocks hand on, and what of it a row's token takes.
-WIDTH_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
 _ACTIVATION_BYTES = 4
 #: Matrices as large as the sums themselves that are held while one is inverted.
 _INVERSES = 3
@@ -41,14 +44,34 @@ def refuse_unrunnable(recipe: Recipe, pointer: str, *, has_config: bool) -> None
             f"folder with it, or leave {section} out.",
         )
     compression = recipe.compression
-    if (recipe.evaluate is None and recipe.infer_step is None) or compression is None:
+    if recipe.infer_step is None or compression is None:
         return
     if recipe.output.format == "safetensors" and compression.rounding is not None:
-        section = "evaluate" if recipe.evaluate else "infer"
         raise _unsupported(
             f"{pointer}/output/format",
-            "transformers does not open int8 in plain safetensors, so the artifact cannot be run. "
-            f"Leave output.format or {section} out.",
+            "transformers does not open int8 in plain safetensors, so the artifact cannot be run "
+            "by infer. Leave output.format or infer out.",
+        )
+
+
+def refuse_unmeasured(checkpoint: Checkpoint, recipe: Recipe, pointer: str) -> None:
+    """Refuse a gate on latency where no forward has all of the model.
+
+    Args:
+        checkpoint: The model.
+        recipe: What is to be done.
+        pointer: Where the recipe stands in the request.
+
+    Raises:
+        Problem: `evaluation_unsupported`.
+    """
+    if recipe.gate.max_latency_ratio is not None and is_walked(checkpoint, recipe):
+        needed = whole_bytes(checkpoint)
+        raise _unsupported(
+            f"{pointer}/gate/max_latency_ratio",
+            "The model is run block by block, which tells no latency. Leave the condition out, or "
+            f"have transformers run it whole: about {needed} bytes of budget.host_memory, and an "
+            "artifact in compressed-tensors.",
         )
 
 
@@ -64,23 +87,29 @@ def _running_section(recipe: Recipe) -> tuple[str, str]:
 
 
 def least_running_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """Give what the processes that run a model hold at least: the libraries, and their weights.
+    """Give what the processes that run a model hold at least: the libraries, and a block.
 
     Args:
         checkpoint: The model; its artifact is float again when it is run.
-        recipe: What is to be done.
+        recipe: What is to be done. A gate on latency needs all of the model.
 
     Returns:
         Bytes of resident memory; 0 where the model is not run.
     """
     held = []
     if recipe.evaluate is not None:
-        held.append(_weight_bytes(checkpoint))
+        whole = LEAST_LIBRARY_BYTES + weight_bytes(checkpoint)
+        walk = walk_of(checkpoint, recipe, recipe.evaluate).least_bytes
+        # What has no blocks is in memory as a whole either way.
+        held.append(whole if recipe.gate.max_latency_ratio is not None else min(walk, whole))
     if recipe.calibrate is not None:
-        held.append(_largest_block_bytes(checkpoint))
+        # Gradients go through all of the model.
+        weights = weight_bytes if _has_gradients(recipe) else largest_block_bytes
+        held.append(LEAST_LIBRARY_BYTES + weights(checkpoint))
     if recipe.finetune_step is not None:
-        held.append(least_training_bytes(checkpoint, recipe.finetune_step))
-    return _LEAST_LIBRARY_BYTES + max(held) if held else 0
+        trained = least_training_bytes(checkpoint, recipe.finetune_step)
+        held.append(LEAST_LIBRARY_BYTES + trained)
+    return max(held, default=0)
 
 
 def running_bytes(checkpoint: Checkpoint, recipe: Recipe, targets: Iterable[Target]) -> int:
@@ -95,42 +124,42 @@ def running_bytes(checkpoint: Checkpoint, recipe: Recipe, targets: Iterable[Targ
         Bytes of resident memory; 0 where the model is not run.
     """
     held = []
-    if recipe.evaluate is not None:
-        held.append((1 + _SHARE_ON_TOP) * _weight_bytes(checkpoint))
+    if recipe.evaluate is not None and is_walked(checkpoint, recipe):
+        walk = walk_of(checkpoint, recipe, recipe.evaluate)
+        held.append(walk.peak_bytes(recipe.budget.host_memory))
+    elif recipe.evaluate is not None:
+        held.append(whole_bytes(checkpoint))
     if recipe.calibrate is not None:
         held.append(_calibrating_bytes(checkpoint, recipe, recipe.calibrate, list(targets)))
     if recipe.finetune_step is not None:
         step = recipe.finetune_step
-        held.append(training_bytes(checkpoint, recipe, step, _LIBRARY_BYTES))
-    return _LIBRARY_BYTES + round(max(held)) if held else 0
+        trained = training_bytes(checkpoint, recipe, step, LIBRARY_BYTES)
+        held.append(LIBRARY_BYTES + round(trained))
+    return max(held, default=0)
 
 
 def _calibrating_bytes(
     checkpoint: Checkpoint, recipe: Recipe, calibrate: Calibrate, targets: list[Target]
-) -> float:
-    """Give a block with what is known of its inputs, and the activations of all rows before it."""
-    config = checkpoint.config or {}
-    width = next((w for key in WIDTH_KEYS if isinstance(w := config.get(key), int)), 0)
+) -> int:
+    """Give a block with what is known of its inputs, and the activations of all rows before it.
+
+    Of gradients, all of the model with what a batch leaves in it on its way forward.
+    """
+    if _has_gradients(recipe):
+        return whole_bytes(checkpoint) + backward_bytes(checkpoint, calibrate)
     tokens = calibrate.rows * calibrate.max_length
-    activations = tokens * width * _ACTIVATION_BYTES
+    activations = tokens * width_of(checkpoint.config or {}) * _ACTIVATION_BYTES
     sums = 0
     if recipe.rounding is not None and recipe.rounding.method == "gptq":
         inputs = {t.matrix.inputs for t in targets if t.is_calibrated}
         # Of each, and of the widest what inverting it takes.
         sums = 4 * (sum(n * n for n in inputs) + _INVERSES * max(inputs, default=0) ** 2)
-    return (1 + _SHARE_ON_TOP) * _largest_block_bytes(checkpoint) + sums + activations
+    block = round((1 + SHARE_ON_TOP) * largest_block_bytes(checkpoint))
+    return LIBRARY_BYTES + block + sums + activations
 
 
-def _largest_block_bytes(checkpoint: Checkpoint) -> int:
-    sizes: Counter[str] = Counter()
-    for tensor in checkpoint.tensors.values():
-        sizes[block_of(tensor.name) or ""] += tensor.nbytes
-    sizes.pop("", None)
-    return max(sizes.values(), default=0)
-
-
-def _weight_bytes(checkpoint: Checkpoint) -> int:
-    return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+def _has_gradients(recipe: Recipe) -> bool:
+    return recipe.shrink_step is not None and recipe.shrink_step.importance == "taylor"
 
 
 def _unsupported(pointer: str, detail: str) -> Problem:

@@ -59,8 +59,8 @@ def choose_sizes(stacks: tuple[Layers, ...], step: ShrinkStep, config: dict[str,
         (layers, unit, _decide(dimension, step, step.width))
         for layers in stacks
         for unit, dimension in (
-            ("heads", find_heads(layers, config)),
-            ("channels", find_channels(layers)),
+            ("heads", find_heads(layers, config, step.importance)),
+            ("channels", find_channels(layers, step.importance)),
         )
     ]
     whole = {_size_key(layers, unit) for layers, unit, kept in found if isinstance(kept, str)}

@@ -22,7 +22,8 @@ class Part:
     Attributes:
         start: The first one's place.
         width: How many rows or columns each has.
-        is_scored: Whether its weights count for a unit's importance.
+        is_scored: Whether its weights count for a unit's importance, as they are or times what
+            they are given.
     """
 
     start: int

@@ -1,6 +1,6 @@
 """A program as something that `evaluation` can run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from evaluation.answers import Kept, predictions_of
 from evaluation.inputs import Batch, Span, read_some
 from evaluation.outputs import Answers, read_logits
-from evaluation.subjects import LATENCY_ROWS
+from evaluation.subjects import LATENCY_ROWS, OnRows, Take, measure_latency, run_each
 from jobs.inferring import InferOutput
 from jobs.problems import Problem
 from jobs.program import Program
@@ -34,9 +34,11 @@ class ProgramSubject:
 
     Attributes:
         name: What it is called in problems.
+        blocks: 0: it is run as a whole.
     """
 
     name: str
+    blocks = 0
 
     def __init__(self, path: Path) -> None:
         self._loaded = LoadedProgram(path)
@@ -104,11 +106,15 @@ class ProgramSubject:
         dtypes = {tensor.spec.dtype for tensor in self._loaded.described.tensors.values()}
         return not dtypes <= {"F32", "F64", "I64", "I32", "BOOL"}
 
-    def latency_rows(self, most: int) -> tuple[int, ...]:
-        """Give how many rows at a time its latency is measured of: none that it does not take."""
+    def run(self, batches: Iterable[Batch], take: Take, on_rows: OnRows) -> float:
+        """Run it over one batch after the other."""
+        return run_each(self.answer, batches, take, on_rows)
+
+    def latency(self, batch: Batch, most: int) -> dict[str, float]:
+        """Give the median seconds of one forward, by its rows: as many as it takes."""
         limits = row_limits(self._loaded.described)
         fitting = [rows for rows in LATENCY_ROWS if rows <= most and limits[0] <= rows <= limits[1]]
-        return tuple(fitting) or (limits[0],)
+        return measure_latency(self.answer, batch, fitting or limits[:1])
 
 
 def batches_of(

@@ -174,6 +174,8 @@ def _answers(report: Report) -> Iterator[tuple[str, str, str]]:
     now, then = after.latency_seconds.get("1"), before.latency_seconds.get("1")
     if now is not None and then is not None:
         yield "Latency", f"{now * 1000:.1f} ms", f"of one row; it was {then * 1000:.1f} ms"
+    if after.blocks:
+        yield "Run", f"{after.blocks} blocks", "one in memory at a time, so no latency was measured"
 
 
 def _inferred(report: Report) -> Iterator[tuple[str, str, str]]:

@@ -29,6 +29,7 @@ from jobs.program import is_program
 from jobs.recipe import Evaluate, Recipe, parse_recipe
 from jobs.report import Report
 from worker import inferring, program_tasks
+from worker.subjects import evaluated_opener
 from worker.work_files import ANSWERS_NAME, ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME
 
 JOURNAL_NAME = "journal"
@@ -139,12 +140,15 @@ def _calibrate(order: Order, on_progress: OnProgress) -> None:
     recipe = parse_recipe(order.recipe)
     shutil.rmtree(work / CALIBRATED_NAME, ignore_errors=True)
 
-    def on_blocks(done: int, blocks: int) -> None:
-        on_progress(Progress("calibrate", 1, len(recipe.steps), done, blocks, "blocks"))
+    is_whole = recipe.shrink_step is not None and recipe.shrink_step.importance == "taylor"
+    unit = "batches" if is_whole else "blocks"
+
+    def on_done(done: int, total: int) -> None:
+        on_progress(Progress("calibrate", 1, len(recipe.steps), done, total, unit))
 
     dataset = Path(order.dataset or "")
     folder = work / CALIBRATED_NAME
-    found = calibrate(Path(order.model_folder), dataset, recipe, folder, on_blocks)
+    found = calibrate(Path(order.model_folder), dataset, recipe, folder, on_done)
     (work / CALIBRATION_NAME).write_text(found.model_dump_json())
 
 
@@ -237,25 +241,25 @@ def _run_artifact(order: Order, on_progress: OnProgress) -> None:
 def _run_model(order: Order, name: str, on_progress: OnProgress) -> None:
     work, model = Path(order.work_folder), Path(order.model_folder)
     _keep_libraries_home(work)
+    recipe = parse_recipe(order.recipe)
+    is_original = name == BEFORE_NAME
+    folder = model if is_original else Path(order.artifact_folder or work / ARTIFACT_NAME)
+    open_subject = evaluated_opener(folder, model, recipe)
     # torch and transformers take seconds to import, and most jobs never need them.
     from evaluation.running import run_artifact, run_original  # noqa: PLC0415
-    from worker.subjects import opener  # noqa: PLC0415
 
-    recipe = parse_recipe(order.recipe)
     wanted = recipe.evaluate or Evaluate()
     steps = len(recipe.steps)
 
     def on_rows(rows: int) -> None:
-        phase = "evaluate the original" if name == BEFORE_NAME else "evaluate the artifact"
+        phase = "evaluate the original" if is_original else "evaluate the artifact"
         on_progress(Progress(phase, steps, steps, rows, wanted.rows, "rows"))
 
     dataset = Path(order.dataset) if order.dataset else None
     kept = work / OUTPUTS_NAME
-    if name == BEFORE_NAME:
-        ran = run_original(opener(model, model), dataset, wanted, kept, on_rows)
-    else:
-        folder = Path(order.artifact_folder or work / ARTIFACT_NAME)
-        ran = run_artifact(opener(folder, model), dataset, wanted, kept, on_rows)
+    run = run_original if is_original else run_artifact
+    ran = run(open_subject, dataset, wanted, kept, on_rows)
+    if not is_original:
         # Beside the artifact: those of stages have folders of their own.
         name = str(folder.parent.relative_to(work) / name)
     (work / name).write_text(ran.model_dump_json())

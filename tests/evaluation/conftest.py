@@ -5,6 +5,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from engine.inspection import find_module_kinds
+
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "ate", "fish", "while", "it", "rained"]
 SPECIAL = ["[PAD]", "[UNK]"]
 SMALL = {
@@ -63,6 +65,16 @@ CONFIGS = {
                                    eos_token_id=2),
     ),
 }  # fmt: skip
+
+_KINDS = {}
+
+
+def kinds_of(checkpoint):
+    """Say what a checkpoint's modules are; a class that the table does not hold is asked once."""
+    key = checkpoint.config["architectures"][0], checkpoint.config["model_type"]
+    if key not in _KINDS:
+        _KINDS[key] = find_module_kinds(checkpoint)
+    return _KINDS[key]
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from engine.inspection import find_module_kinds
 from evaluation.inputs import Batch, batches_of
 from evaluation.models import open_model
 from evaluation.skeletons import Skeleton
@@ -14,14 +13,14 @@ from jobs.checkpoint import open_checkpoint
 from jobs.problems import Problem
 from jobs.recipe import Evaluate
 from planning.blocks import block_of
-from tests.evaluation.conftest import CONFIGS
+from tests.evaluation.conftest import CONFIGS, kinds_of
 
 ROWS = Evaluate(rows=5, batch_size=2, max_length=9)
 
 
 def open_skeleton(folder):
     checkpoint = open_checkpoint(folder)
-    return Skeleton(checkpoint, find_module_kinds(checkpoint))
+    return Skeleton(checkpoint, kinds_of(checkpoint))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -133,6 +133,22 @@ def test_an_equal_job_answers_with_its_files_and_report(blobs, made):
     )
 
 
+def test_a_gate_on_latency_is_not_judged_by_a_job_that_measured_none(blobs):
+    evaluated = STEPS | {"evaluate": {}}
+    first = submit(blobs, evaluated)
+    succeed(blobs, first)
+    quality = json.loads(json.dumps(REPORT["quality"]))
+    for name in ("before", "after"):
+        quality[name] |= {"latency_seconds": {}, "blocks": 2}
+    blobs.write_report(first.id, REPORT | {"quality": quality})
+
+    plain = answer(blobs, submit(blobs, evaluated))
+    gated = answer(blobs, submit(blobs, evaluated | {"gate": {"max_latency_ratio": 100.0}}))
+
+    assert plain.result.state == "succeeded"
+    assert gated is None
+
+
 def test_digests_that_came_after_the_job_come_along(blobs, made):
     (blobs.job_folder(made.id) / "sha256.json").write_text("{}")
     spec = submit(blobs)

@@ -191,6 +191,9 @@ def test_wanda_counts_by_row_unless_it_counts_by_group():
     assert grouped.steps[0].scope == "tensor"
 
 
+BY_DATA = {"op": "shrink", "width": 0.5, "importance": "activation"}
+
+
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
@@ -199,6 +202,8 @@ def test_wanda_counts_by_row_unless_it_counts_by_group():
         ([{"op": "shrink"}], "width is needed"),
         ([{"op": "shrink", "width": 0.0}], "greater than 0"),
         ([{"op": "shrink", "width": 0.5, "round_to": 512}], "256"),
+        ([BY_DATA], "step 1 needs data: a calibrate section"),
+        ([{"op": "shrink", "layers": 0.5, "importance": "taylor"}], "width is needed with it"),
     ],
 )
 def test_a_shrink_step_that_does_not_fit_is_refused(steps, said):
@@ -206,8 +211,17 @@ def test_a_shrink_step_that_does_not_fit_is_refused(steps, said):
         parse_recipe({"steps": steps})
 
 
-def test_what_data_decide_follows_no_shrink_step():
-    steps = [{"op": "shrink", "width": 0.5}, {"op": "quantize", "scheme": "w8a8", "method": "gptq"}]
+def test_data_may_decide_what_shrink_keeps_before_steps_that_need_none():
+    steps = [BY_DATA, PRUNE, QUANTIZE]
+
+    recipe = parse_recipe({"steps": steps, "calibrate": DATA})
+
+    assert recipe.shrink_step.importance == "activation"
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "activation"])
+def test_what_data_decide_follows_no_shrink_step(importance):
+    steps = [BY_DATA | {"importance": importance}, GPTQ]
 
     with pytest.raises(Problem, match="shrink in a job before this one"):
         parse_recipe({"steps": steps, "calibrate": {"dataset": "ds_" + "0" * 64}})

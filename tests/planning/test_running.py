@@ -46,3 +46,17 @@ def test_a_calibration_is_planned_with_one_block_and_what_is_known_of_its_inputs
     assert least_running_bytes(checkpoint, plain) == running_bytes(checkpoint, plain, []) == 0
     assert least_running_bytes(checkpoint, wanda) == 400_000_000 + block
     assert running_bytes(checkpoint, wanda, []) == 470_000_000 + round(1.15 * block)
+
+
+def test_gradients_are_planned_with_all_of_the_model_and_what_a_batch_leaves_in_it(save_model):
+    weights = {f"layers.{i}.fc.weight": torch.zeros(600, 1000) for i in range(10)}
+    config = {"hidden_size": 1000, "intermediate_size": 600, "vocab_size": 50}
+    checkpoint = open_checkpoint(save_model(weights, config=config))
+    section = {"calibrate": {"dataset": "ds_" + "0" * 64, "batch_size": 3, "max_length": 7}}
+    step = {"op": "shrink", "width": 0.5, "importance": "taylor"}
+    recipe = parse_recipe({"steps": [step]} | section)
+
+    held = 10 * 600 * 1000 * 4
+    assert least_running_bytes(checkpoint, recipe) == 400_000_000 + held
+    left = 3 * 7 * 10 * (12 * 1000 + 5 * 600) * 4
+    assert running_bytes(checkpoint, recipe, []) == 470_000_000 + round(1.15 * held) + left

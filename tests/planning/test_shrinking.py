@@ -23,6 +23,8 @@ LLAMA = {
     "tie_word_embeddings": False,
 }
 
+MLP = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+
 
 def shapes_of(layers=4, hidden=64, intermediate=96, queries=64, groups=32, biases=()):
     shapes = {"model.embed_tokens.weight": (50, hidden)}
@@ -112,6 +114,25 @@ def test_patterns_choose_between_heads_and_channels(patterns, edited):
     assert [one.reason.split(". ")[1] for one in left.skipped] == [
         "The patterns of the recipe leave them alone."
     ]
+
+
+@pytest.mark.parametrize(
+    ("importance", "scored"),
+    [
+        ("magnitude", ["self_attn.v_proj", "self_attn.o_proj", *MLP]),
+        ("activation", ["self_attn.o_proj", "mlp.down_proj"]),
+        ("taylor", []),
+    ],
+)
+def test_what_decides_changes_what_is_read_and_not_what_is_left(importance, scored):
+    checkpoint, step = checkpoint_of(), {"op": "shrink", "width": 0.5, "importance": importance}
+    data = {"calibrate": {"dataset": "ds_" + "0" * 64}} if importance != "magnitude" else {}
+
+    left = shrink(checkpoint, parse_recipe({"steps": [step], **data}))
+
+    assert left.checkpoint == shrink_by(checkpoint, width=0.5).checkpoint
+    read = {cut.source.name for cut in left.cuts.values() if cut.is_scored}
+    assert read == {f"model.layers.{i}.{name}.weight" for i in range(4) for name in scored}
 
 
 def test_patterns_that_leave_one_layer_alone_leave_all():

@@ -166,10 +166,14 @@ def test_a_data_set_is_named_by_the_recipe_and_stays_while_the_job_is_open(
         ({"evaluate": {"rows": 0}}, 422, "invalid_recipe", "/spec/evaluate/rows"),
         ({"gate": {"min_cosine": 0.9}}, 422, "invalid_recipe", "/spec"),
         (
-            {"evaluate": {}, "output": {"format": "safetensors"}},
+            {
+                "evaluate": {},
+                "output": {"format": "safetensors"},
+                "gate": {"max_latency_ratio": 2.0},
+            },
             422,
             "evaluation_unsupported",
-            "/spec/output/format",
+            "/spec/gate/max_latency_ratio",
         ),
     ],
 )
@@ -207,7 +211,8 @@ def test_a_model_without_a_config_cannot_be_shrunk(client, model_id, recipe):
     [
         ({"op": "shrink"}, "width is needed"),
         ({"op": "shrink", "width": 1}, "less than 1"),
-        ({"op": "shrink", "width": 0.5, "importance": "taylor"}, "magnitude"),
+        ({"op": "shrink", "width": 0.5, "importance": "random"}, "magnitude"),
+        ({"op": "shrink", "width": 0.5, "importance": "taylor"}, "a calibrate section"),
     ],
 )
 def test_a_shrink_step_that_is_none_is_refused(client, model_id, step, said):

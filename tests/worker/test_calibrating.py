@@ -61,6 +61,20 @@ def test_a_job_is_calibrated_and_its_report_says_by_what(workshop, llama, tokens
     assert {path.name for path in workshop.blobs.job_folder(job.id).glob("work-*")} == set()
 
 
+@pytest.mark.parametrize("importance", ["activation", "taylor"])
+def test_data_decide_what_a_job_keeps(workshop, llama, tokens, importance):
+    step = {"op": "shrink", "width": 0.5, "importance": importance}
+    recipe = {"steps": [step], "calibrate": {"dataset": tokens(), "rows": 16}}
+
+    job = workshop.run(llama, recipe)
+
+    assert job.state == "succeeded", job.failure
+    report = workshop.blobs.report(job.id)
+    assert report["steps"][0]["method"] == importance
+    assert report["calibration"]["rows"] == 16
+    assert {one["unit"] for one in report["shrunk"]["kept"]} == {"heads", "channels"}
+
+
 def test_an_equal_job_is_one_with_equal_data(workshop, llama, tokens):
     recipe = {"steps": [WANDA]}
     sections = [{"dataset": tokens(rows, digit)} for rows, digit in ((20, "d"), (9, "e"))]

@@ -168,3 +168,28 @@ def test_a_budget_in_which_no_model_can_be_run_is_refused_before_the_start(works
     assert smallest <= memory["measured_peak_bytes"] <= 900 * 10**6
     assert memory["headroom_bytes"] == 900 * 10**6 - memory["measured_peak_bytes"]
     assert memory["predicted_peak_bytes"] == pytest.approx(memory["measured_peak_bytes"], rel=0.25)
+
+
+def test_a_model_that_the_budget_does_not_hold_is_run_block_by_block(workshop, tmp_path, put):
+    torch.manual_seed(0)
+    large = BERT | {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
+    folder = tmp_path / "large"
+    transformers.BertModel(transformers.BertConfig(**large)).save_pretrained(folder)
+    recipe = {
+        "steps": [{"op": "quantize", "scheme": "w8a8"}],
+        "evaluate": {"rows": 12, "batch_size": 3, "max_length": 16},
+        "budget": {"host_memory": "600MB"},
+    }
+
+    job = workshop.run(put(folder), recipe)
+
+    assert job.state == "succeeded", job.failure
+    report = workshop.blobs.report(job.id)
+    memory, quality = report["memory"], report["quality"]
+    assert memory["measured_peak_bytes"] <= 600 * 10**6
+    assert memory["predicted_peak_bytes"] == pytest.approx(memory["measured_peak_bytes"], rel=0.1)
+    assert 0.9 < quality["agreement"]["mean_cosine"] < 1 - 1e-6
+    for name in ("before", "after"):
+        assert (quality[name]["blocks"], quality[name]["latency_seconds"]) == (12, {})
+        # A twelfth of 151 MB, and what is outside of blocks.
+        assert quality[name]["weight_bytes"] < 16 * 10**6

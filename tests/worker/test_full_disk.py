@@ -58,7 +58,7 @@ def files_below(folder: Path) -> set[str]:
 
 def test_what_data_decided_about_is_written_until_the_disk_is_full(small_disk):
     torch = pytest.importorskip("torch")
-    from calibration.running import _save
+    from calibration.choosing import _save
 
     def write():
         for number in range(10):
