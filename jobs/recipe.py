@@ -189,19 +189,21 @@ class Recipe(Strict):
     def stages(self) -> tuple["Recipe", ...]:
         """Recipes of those steps that one pass does together, in order; itself where one does all.
 
-        All but the last give the next one a model of the same form as the one that came in. An
-        infer step is in none of them: it changes no model.
+        All but the last give the next one a model of the same form as the one that came in, which
+        may be larger than the artifact. An infer step is in none of them: it changes no model.
         """
         is_split = self.evaluate is not None and self.evaluate.between
         steps = without_infer(self.steps)
         parts = [(step,) for step in steps] if is_split else parts_of(steps)
         last = len(parts) - 1
+        whole_disk = self.budget.model_copy(update={"disk": None})
         return tuple(
             self.model_copy(
                 update={
                     "steps": part,
                     "calibrate": self.calibrate if any(s.is_calibrated for s in part) else None,
                     "output": self.output if i == last else Output(),
+                    "budget": self.budget if i == last else whole_disk,
                 }
             )
             for i, part in enumerate(parts)

@@ -14,8 +14,8 @@ from planning.inferring import join, predict_inference
 from planning.memory_model import Levels
 from planning.plan import Plan, make_plan
 from planning.prediction import Prediction, predict, refuse_overruns
-from planning.program_plan import make_program_plan
-from planning.program_prediction import predict_program
+from planning.program_prediction import predict_stages
+from planning.program_stages import plan_program_stages
 from planning.running import refuse_unmeasured, refuse_unrunnable
 from planning.shrinking import shrink
 
@@ -107,7 +107,7 @@ def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = ""
     recipe = recipe.compression
     if is_program(folder):
         program = open_program(folder / PROGRAM_NAME)
-        prediction = predict_program(make_program_plan(program, recipe, pointer), levels)
+        prediction = predict_stages(plan_program_stages(program, recipe, pointer), levels)
         refuse_overruns(prediction, recipe.budget, pointer)
         return
     budget = recipe.budget

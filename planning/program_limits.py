@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from jobs.finetuning import FinetuneStep
 from jobs.problems import Detail, Problem
 from jobs.recipe import Recipe
 from jobs.steps import QuantizeStep, ShrinkStep
@@ -13,6 +14,14 @@ _LAYERS = "A .pt2 says nothing of layers; shrink takes channels of it. Give widt
 _CALIBRATED = (
     "wanda, gptq, smooth and importance by data are for transformers folders; a .pt2 is pruned by "
     "magnitude or at random, and rounded to the nearest step. Leave calibrate and them out."
+)
+_OBJECTIVES = (
+    "A .pt2 takes tensors and says nothing of tokens. Its labels are classes or values: choose "
+    "classification or regression, or leave objective out."
+)
+_LORA = (
+    "Adapters stand beside modules, of which a .pt2 has none; all of its weights are trained, or "
+    "those that include names. Leave lora out."
 )
 
 
@@ -48,3 +57,14 @@ def _faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
                     yield f"{place}/{name}", f"{name} is for checkpoints. {_SCALES}"
         elif isinstance(step, ShrinkStep) and (step.layers is not None or step.width is None):
             yield f"{place}/layers", _LAYERS
+        elif isinstance(step, FinetuneStep):
+            yield from ((f"{place}/{name}", detail) for name, detail in _training_faults(step))
+
+
+def _training_faults(step: FinetuneStep) -> Iterator[tuple[str, str]]:
+    if step.objective in {"causal_lm", "masked_lm"}:
+        yield "objective", _OBJECTIVES
+    if step.method == "lora":
+        yield "method", _LORA
+    if "lora" in step.savings:
+        yield f"savings/{step.savings.index('lora')}", _LORA

@@ -8,6 +8,7 @@ from jobs.program import Program
 from jobs.program_archive import (
     CONSTANTS,
     CONSTANTS_CONFIG,
+    FIXED,
     GRAPH,
     WEIGHTS,
     WEIGHTS_CONFIG,
@@ -58,7 +59,7 @@ class ProgramPlan:
         selection: Which other step touches which tensor, by the shapes after shrinking.
         written: The tensors of the artifact, those that share an entry one after the other.
         texts: What the JSON entries of the artifact hold, by their names.
-        artifact_bytes: Size of the artifact.
+        sizes: How many bytes each entry of the artifact has, in their order.
     """
 
     program: Program
@@ -67,7 +68,12 @@ class ProgramPlan:
     selection: Selection
     written: tuple[Written, ...]
     texts: Mapping[str, bytes]
-    artifact_bytes: int
+    sizes: Mapping[str, int]
+
+    @property
+    def artifact_bytes(self) -> int:
+        """Size of the artifact."""
+        return archive_bytes(self.sizes)
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -108,7 +114,23 @@ def make_program_plan(program: Program, recipe: Recipe, pointer: str = "") -> Pr
     texts = _texts(shrunk, document, written)
     sizes = {one.entry: _entry_bytes(program, one) for one in written}
     sizes |= {name: len(text) for name, text in texts.items()}
-    return ProgramPlan(program, recipe, shrink, selection, written, texts, archive_bytes(sizes))
+    return ProgramPlan(program, recipe, shrink, selection, written, texts, sizes)
+
+
+def plan_training(program: Program, recipe: Recipe) -> ProgramPlan:
+    """Give the plan of a stage that trains: a program of the same form.
+
+    Args:
+        program: What is trained.
+        recipe: The stage's, with its finetune step alone.
+
+    Returns:
+        The plan. Nothing in it says which weights will change.
+    """
+    written = tuple(_written(program, {}))
+    sizes = {name: nbytes for name, (_, nbytes) in program.spans.items() if name not in FIXED}
+    texts = _texts(program, program.document, written)
+    return ProgramPlan(program, recipe, None, Selection({}, (), ()), written, texts, sizes)
 
 
 def _scale_shape(target: Target) -> tuple[int, ...]:

@@ -2,10 +2,14 @@
 
 from dataclasses import replace
 
+from jobs.finetuning import FinetuneStep
 from jobs.steps import PruneStep, ShrinkStep, method_of
 from planning.memory_model import Levels
 from planning.prediction import Prediction, StepPrediction
 from planning.program_plan import ProgramPlan
+from planning.program_stages import ProgramStages
+from planning.program_training import find_trained
+from planning.program_training_memory import activation_bytes, held_bytes
 from planning.working_set import WorkingSet
 
 #: torch with what torch.export.load imports, in a runner: 424 MB seen with a small program.
@@ -23,6 +27,33 @@ _TENSOR_FACTOR = 6
 _GLOBAL_FACTOR = 4
 #: An int8 weight while it is used: cast, and multiplied with its scales.
 _FLOATS_AT_ONCE = 2
+#: What the gradients of activations take on top of these, and buffers of kernels.
+_BACKWARD_FACTOR = 1.5
+
+
+def predict_stages(stages: ProgramStages, levels: Levels) -> Prediction:
+    """Predict what a job on a program will cost, whatever its stages.
+
+    Args:
+        stages: What each of them will do.
+        levels: What was measured where it will run.
+
+    Returns:
+        The prediction: of all steps; memory is that of the stage that needs most.
+    """
+    predicted = [predict_program(plan, levels) for plan in stages.plans]
+    steps: list[StepPrediction] = []
+    nbytes = stages.program.file_bytes
+    for one in predicted:
+        steps += [*one.steps[:-1], replace(one.steps[-1], bytes_read=nbytes)]
+        nbytes = one.artifact_bytes
+    largest = max(predicted, key=lambda one: one.host_peak_bytes)
+    return replace(
+        largest,
+        steps=tuple(steps),
+        artifact_bytes=nbytes,
+        least_host_bytes=max(one.least_host_bytes for one in predicted),
+    )
 
 
 def predict_program(plan: ProgramPlan, levels: Levels) -> Prediction:
@@ -36,6 +67,9 @@ def predict_program(plan: ProgramPlan, levels: Levels) -> Prediction:
         The prediction. Bytes are exact; the host's peak is that of the process that opens or runs
         the program with torch, or that of numpy over its largest tensor, so an estimate.
     """
+    training = plan.recipe.finetune_step
+    if training is not None:
+        return _predict_training(plan, training)
     tensors = plan.program.tensors.values()
     held = sum(tensor.spec.nbytes for tensor in tensors)
     graph = _GRAPH_FACTOR * sum(len(text) for text in plan.texts.values())
@@ -53,6 +87,28 @@ def predict_program(plan: ProgramPlan, levels: Levels) -> Prediction:
         least_host_bytes=_LEAST_LIBRARY_BYTES + held,
         least_device_bytes=None,
         buffers=WorkingSet(1, largest, {"tensor": working}, {}),
+    )
+
+
+def _predict_training(plan: ProgramPlan, step: FinetuneStep) -> Prediction:
+    """Predict a stage that trains: about, as trying tells how many rows fit into the budget."""
+    wanted = step.micro_batch_size
+    rows = step.batch_size if wanted == "auto" else wanted
+    graph = _GRAPH_FACTOR * sum(len(text) for text in plan.texts.values())
+    held = held_bytes(plan.program, step, step.optimizer)
+    passing = round(_BACKWARD_FACTOR * activation_bytes(plan.program, rows))
+    peak = _LIBRARY_BYTES + _RUNNING_BYTES + graph + held + passing
+    saves = step.optimizer == "adamw" and "adamw8bit" in step.savings
+    least = held_bytes(plan.program, step, "adamw8bit") if saves else held
+    budget = plan.recipe.budget.host_memory
+    return Prediction(
+        steps=tuple(_steps(plan, peak)),
+        artifact_bytes=plan.artifact_bytes,
+        host_peak_bytes=peak if budget is None else min(peak, budget),
+        device_peak_bytes=None,
+        least_host_bytes=_LEAST_LIBRARY_BYTES + least,
+        least_device_bytes=None,
+        buffers=WorkingSet(1, passing, {"activations": passing}, {}),
     )
 
 
@@ -75,6 +131,8 @@ def _steps(plan: ProgramPlan, peak: int) -> list[StepPrediction]:
     for index, step in enumerate(plan.recipe.steps):
         if isinstance(step, ShrinkStep):
             changed = len(plan.shrink.shapes) if plan.shrink else 0
+        elif isinstance(step, FinetuneStep):
+            changed = sum(len(names) for names in find_trained(plan.program, step).values())
         elif step.op == "prune":
             changed = sum(index in target.prune_steps for target in targets)
         else:

@@ -55,7 +55,7 @@ def find_program_weights(program: Program) -> list[Candidate]:
         Problem: `already_quantized`: the program turns int8 weights into floats.
     """
     kinds = _kinds_of(program)
-    _refuse_quantized(program)
+    refuse_quantized(program)
     homes: dict[str, list[str]] = {}
     for name, tensor in program.tensors.items():
         homes.setdefault(tensor.entry, []).append(name)
@@ -66,7 +66,8 @@ def find_program_weights(program: Program) -> list[Candidate]:
     ]
 
 
-def _refuse_quantized(program: Program) -> None:
+def refuse_quantized(program: Program) -> None:
+    """Refuse a program that turns int8 weights into floats, with `already_quantized`."""
     for tensor in program.tensors.values():
         if tensor.spec.dtype == "I8" and f"{tensor.spec.name}_scale" in program.tensors:
             raise Problem(

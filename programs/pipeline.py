@@ -13,7 +13,7 @@ from engine.memory import MemoryMeter
 from engine.progress import Progress, Ticker
 from engine.room import require_room
 from jobs.program import open_program
-from jobs.program_archive import FIXED, PROGRAM_NAME, ArchiveWriter, write_archive
+from jobs.program_archive import PROGRAM_NAME, ArchiveWriter, write_archive
 from jobs.recipe import Evaluate, Recipe
 from jobs.report import Report
 from jobs.steps import QuantizeStep, ShrinkStep
@@ -23,6 +23,7 @@ from planning.program_plan import ProgramPlan, Written, make_program_plan
 from planning.program_prediction import predict_program
 from programs.channels import Kept, choose_channels
 from programs.reporting import build_report
+from programs.rewriting import rewrite
 from programs.treatment import Treated, Treatment
 from programs.values import ProgramFile, Raw
 
@@ -125,20 +126,12 @@ def _renew_statistics(path: Path, dataset: Path, wanted: Evaluate) -> None:
     found = find_statistics(path, dataset, wanted)
     if not found:
         return
-    program = open_program(path)
-    file = ProgramFile(program)
-    renewed = {program.tensors[name].entry: values for name, values in found.items()}
-    draft = path.with_suffix(".draft")
-    path.rename(draft)
-
-    def fill(writer: ArchiveWriter) -> None:
-        for entry in program.spans:
-            if entry in FIXED:
-                continue
-            raw = renewed[entry].view(np.uint8) if entry in renewed else file.entry(entry)
-            writer.add(entry, [raw.data], len(raw))
-
-    write_archive(path, fill)
+    draft = path.rename(path.with_suffix(".draft"))
+    program = open_program(draft)
+    renewed = {
+        program.tensors[name].entry: values.view(np.uint8).data for name, values in found.items()
+    }
+    rewrite(program, path, renewed.get)
     draft.unlink()
 
 

@@ -24,7 +24,7 @@ _NOTE = (
     "torch.export.load('model.pt2') opens it with nothing but torch; weights are int8 in the file "
     "and in memory, and become floats while they are used."
 )
-_DENSE = "torch.export.load('model.pt2') opens it with nothing but torch."
+DENSE_NOTE = "torch.export.load('model.pt2') opens it with nothing but torch."
 
 
 def build_report(
@@ -65,7 +65,7 @@ def build_report(
         steps=tuple(e.report(step) for e, step in zip(entries, plan.recipe.steps, strict=True)),
         tensors=_tensors(plan, tensors),
         skipped=plan.skipped,
-        loaders={"torch.export.load": Loader(ok=True, note=_NOTE if is_quantized else _DENSE)},
+        loaders={"torch.export.load": Loader(ok=True, note=_NOTE if is_quantized else DENSE_NOTE)},
         speed=Speed(total_seconds=seconds, input_bytes_per_second=model_bytes / max(seconds, 1e-9)),
         versions={
             **{name: version(name) for name in ("modelpress", "numpy")},

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from evaluation.answers import Kept, predictions_of
+from evaluation.datasets import Rows
 from evaluation.inputs import Batch, Span, read_some
 from evaluation.outputs import Answers, read_logits
 from evaluation.subjects import LATENCY_ROWS, OnRows, Take, measure_latency, run_each
@@ -138,31 +139,47 @@ def batches_of(
         yield from _random_batches(described, wanted)
         return
     for rows in read_some(dataset, wanted):
-        if not isinstance(rows, dict):
+        inputs, labels = inputs_of(described, rows)
+        if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
             raise Problem(
                 "invalid_dataset",
-                "The data set holds text or images; the program takes tensors: "
-                f"{list(described.inputs)}. Send them by name in .npz or safetensors.",
+                f"The labels are {labels.dtype} of {list(labels.shape)}; one whole number is "
+                "needed for each row.",
             )
-        yield _batch(described, rows)
+        yield Batch(inputs, None if labels is None else labels.long())
 
 
-def _batch(described: Program, rows: dict[str, torch.Tensor]) -> Batch:
-    labels = rows.pop("labels", None)
-    if set(rows) != set(described.inputs):
+def inputs_of(
+    described: Program, rows: Rows
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """Take apart what a program is given and what it is to answer.
+
+    Args:
+        described: The program.
+        rows: Some rows of a data set.
+
+    Returns:
+        The program's inputs, of the dtypes that it takes, and the labels as they came; None
+        without any.
+
+    Raises:
+        Problem: `invalid_dataset`: they are not what the program takes.
+    """
+    if not isinstance(rows, dict):
         raise Problem(
             "invalid_dataset",
-            f"The data set has the fields {sorted(rows)}; the program takes "
+            "The data set holds text or images; the program takes tensors: "
+            f"{list(described.inputs)}. Send them by name in .npz or safetensors.",
+        )
+    given = {name: tensor for name, tensor in rows.items() if name != "labels"}
+    if set(given) != set(described.inputs):
+        raise Problem(
+            "invalid_dataset",
+            f"The data set has the fields {sorted(given)}; the program takes "
             f"{sorted(described.inputs)}, and labels may be beside them.",
         )
-    if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
-        raise Problem(
-            "invalid_dataset",
-            f"The labels are {labels.dtype} of {list(labels.shape)}; one whole number is needed "
-            "for each row.",
-        )
-    inputs = {name: _fit(described, name, rows[name]) for name in described.inputs}
-    return Batch(inputs, None if labels is None else labels.long())
+    inputs = {name: _fit(described, name, given[name]) for name in described.inputs}
+    return inputs, rows.get("labels")
 
 
 def _fit(described: Program, name: str, rows: torch.Tensor) -> torch.Tensor:

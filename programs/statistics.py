@@ -14,12 +14,13 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
+from evaluation.datasets import read_rows
 from evaluation.faults import blamed_on
 from jobs.recipe import Evaluate
 from planning.graph_values import given_of, operator_of, tensor_of
 from planning.operator_kinds import NORMS
 from programs.loading import LoadedProgram
-from programs.running import batches_of
+from programs.running import inputs_of
 
 #: Where each operator has its eps.
 _TARGETS: dict[Any, int] = {
@@ -51,10 +52,12 @@ def find_statistics(
     if not norms:
         return {}
     watch = _Watch(loaded, norms)
-    for batch in batches_of(loaded.described, dataset, wanted):
-        if batch.rows >= _LEAST_ROWS:
+    for rows in read_rows(dataset, wanted.batch_size, wanted.rows):
+        # Labels may be anything here: they are what the data set is for elsewhere.
+        inputs, _ = inputs_of(loaded.described, rows)
+        if len(next(iter(inputs.values()))) >= _LEAST_ROWS:
             with blamed_on("invalid_dataset", "The program does not take the data set"):
-                watch.see(batch.inputs)
+                watch.see(inputs)
     return watch.statistics()
 
 

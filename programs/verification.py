@@ -45,6 +45,7 @@ def verify_program(
     kept: Kept,
     *,
     on_progress: Callable[[Progress], None],
+    has_dataset: bool = False,
 ) -> Verification:
     """Compare an artifact with the program it was made from, and with what is claimed of it.
 
@@ -55,6 +56,7 @@ def verify_program(
         report: What is said to have been done.
         kept: Which places of which tensors are said to have stayed.
         on_progress: Told how far it is.
+        has_dataset: Whether statistics of BatchNorms were taken anew where channels went.
 
     Returns:
         What was looked at. torch opens the artifact, whose graph takes and gives what the model's
@@ -72,7 +74,8 @@ def verify_program(
         raise Problem("invalid_artifact", problem.detail) from problem
     _check_interface(before, after)
     _check_opens(before, after)
-    comparison = _Comparison(before, after, recipe, {one.name for one in report.tensors}, kept)
+    changed = {one.name for one in report.tensors}
+    comparison = _Comparison(before, after, recipe, changed, kept, has_dataset)
     names = list(before.tensors)
     steps = len(recipe.steps)
     ticker = Ticker(on_progress, Progress("verify", steps, steps, 0, len(names), "tensors"))
@@ -116,6 +119,7 @@ class _Comparison:
     recipe: Recipe
     changed: set[str]
     kept: Kept
+    has_dataset: bool
     rows: int = 0
 
     def __post_init__(self) -> None:
@@ -123,7 +127,8 @@ class _Comparison:
         ops = {step.op for step in self.recipe.steps}
         self._prunes, self._rounds = "prune" in ops, "quantize" in ops
         evaluate = self.recipe.evaluate
-        self._renews = "shrink" in ops and evaluate is not None and evaluate.dataset is not None
+        has_dataset = self.has_dataset or (evaluate is not None and evaluate.dataset is not None)
+        self._renews = "shrink" in ops and has_dataset
         self._scales: set[str] = set()
         if self.kept and "shrink" not in ops:
             raise _wrong(min(self.kept), "is said to be cut, which nothing asked for")

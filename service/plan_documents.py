@@ -44,7 +44,7 @@ class _Answer(BaseModel):
 class PlannedStep(_Answer):
     """What one step will cost."""
 
-    op: Literal["shrink", "prune", "quantize", "infer"]
+    op: Literal["shrink", "prune", "finetune", "quantize", "infer"]
     method: str = Field(
         description="`magnitude`, `random`, the scheme of a quantize step, or the output of an "
         "infer step."

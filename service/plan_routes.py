@@ -16,8 +16,8 @@ from jobs.recipe import Recipe
 from planning.forecast import forecast
 from planning.inferring import join, predict_inference
 from planning.memory_model import Levels, levels_of
-from planning.program_plan import make_program_plan
-from planning.program_prediction import predict_program
+from planning.program_prediction import predict_stages
+from planning.program_stages import plan_program_stages
 from planning.running import refuse_unrunnable
 from service.contract import JSON, Operation, check, declare, json_answer
 from service.model_routes import find_model
@@ -61,6 +61,7 @@ routes = Blueprint("plans", __name__)
             "target_unreachable",
             "output_unsupported",
             "step_unsupported",
+            "finetune_unsupported",
             "evaluation_unsupported",
         ),
     )
@@ -115,10 +116,10 @@ def _plan_program(
         return answers_document(
             recipe, inference, levels, program.file_bytes, is_measured=is_measured
         )
-    plan = make_program_plan(program, compression, "/spec")
-    prediction = predict_program(plan, levels)
+    stages = plan_program_stages(program, compression, "/spec")
+    prediction = predict_stages(stages, levels)
     joined = prediction if inference is None else join(prediction, inference)
-    return program_document(plan, joined, levels, is_measured)
+    return program_document(stages, joined, levels, is_measured)
 
 
 def _rows_of(recipe: Recipe) -> int | None:

@@ -12,7 +12,7 @@ from jobs.safetensors_header import check_members
 from planning.forecast import Forecast
 from planning.memory_model import Levels
 from planning.prediction import Prediction, find_overruns
-from planning.program_plan import ProgramPlan
+from planning.program_stages import ProgramStages
 from service.plan_documents import (
     PlanDocument,
     PlannedArtifact,
@@ -85,12 +85,12 @@ def document(made: Forecast, *, is_measured: bool) -> PlanDocument:
 
 
 def program_document(
-    plan: ProgramPlan, prediction: Prediction, levels: Levels, is_measured: bool
+    stages: ProgramStages, prediction: Prediction, levels: Levels, is_measured: bool
 ) -> PlanDocument:
     """Write down what a job on a program would do and cost.
 
     Args:
-        plan: What it would do.
+        stages: What it would do.
         prediction: What that would cost.
         levels: What was assumed of the processes that run it.
         is_measured: Whether a worker measured these.
@@ -98,8 +98,8 @@ def program_document(
     Returns:
         The document.
     """
-    overruns = find_overruns(prediction, plan.recipe.budget)
-    nbytes = plan.artifact_bytes
+    overruns = find_overruns(prediction, stages.recipe.budget)
+    nbytes = stages.artifact_bytes
     return PlanDocument(
         fits=not overruns,
         overruns=tuple(problem.errors[0].pointer.rpartition("/")[2] for problem in overruns),
@@ -109,14 +109,14 @@ def program_document(
             disk=prediction.artifact_bytes,
         ),
         is_exact=True,
-        bytes_read=plan.program.file_bytes,
-        bytes_written=prediction.artifact_bytes,
+        bytes_read=sum(step.bytes_read for step in prediction.steps),
+        bytes_written=sum(step.bytes_written for step in prediction.steps),
         steps=tuple(PlannedStep.model_validate(asdict(step)) for step in prediction.steps),
         artifact=PlannedArtifact(
             format="pt2",
             bytes=nbytes,
             total_bytes=prediction.artifact_bytes,
-            size_ratio=nbytes / plan.program.file_bytes,
+            size_ratio=nbytes / stages.program.file_bytes,
         ),
         memory=PlannedMemory(
             predicted_peak_bytes=prediction.host_peak_bytes,
@@ -128,7 +128,7 @@ def program_document(
             chunk_bytes=prediction.buffers.chunk_bytes,
             is_measured=is_measured,
         ),
-        skipped=dict(Counter(one.reason for one in plan.skipped).most_common()),
+        skipped=dict(Counter(one.reason for one in stages.skipped).most_common()),
     )
 
 

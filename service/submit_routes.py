@@ -62,6 +62,7 @@ _FORM = Form(
             "invalid_recipe",
             "output_unsupported",
             "step_unsupported",
+            "finetune_unsupported",
             "already_quantized",
             "nothing_changed",
             "target_unreachable",

@@ -88,11 +88,18 @@ class Pair:
                 )
                 if len(pieces[0]) != size or len(pieces[1]) != size:
                     raise Problem("invalid_artifact", f"The file of {name!r} ended early.")
-                _add(found, tensor, pieces)
+                add_piece(found, tensor, pieces)
         return found
 
 
-def _add(found: Difference, tensor: TensorSpec, pieces: tuple[bytes, bytes]) -> None:
+def add_piece(found: Difference, tensor: TensorSpec, pieces: tuple[bytes, bytes]) -> None:
+    """Add a piece to a difference.
+
+    Args:
+        found: What was found so far; added to in place.
+        tensor: The tensor.
+        pieces: Some of its rows, before and after.
+    """
     found.is_changed |= pieces[0] != pieces[1]
     if not found.is_float:
         return

@@ -21,9 +21,10 @@ from jobs.report import (
     TensorReport,
     TensorState,
 )
+from jobs.safetensors_header import TensorSpec
 from jobs.steps import method_of
 from jobs.training import Training
-from training.comparing import Pair
+from training.comparing import Difference, Pair
 
 
 def build_folder_report(
@@ -47,27 +48,12 @@ def build_folder_report(
     """
     model, artifact = open_checkpoint(model_folder), open_checkpoint(artifact_folder)
     pair = Pair(model, artifact)
-    tensors = []
-    for tensor in model.tensors.values():
-        found = pair.compare(tensor.name)
-        if not found.is_changed:
-            continue
-        states = [
-            TensorState(
-                dtype=tensor.dtype, bytes=tensor.nbytes, sparsity=zeros / max(1, found.elements)
-            )
-            for zeros in (found.zeros_before, found.zeros_after)
-        ]
-        tensors.append(
-            TensorReport(
-                name=tensor.name,
-                shape=tensor.shape,
-                before=states[0],
-                after=states[1],
-                relative_rmse=found.relative_rmse,
-                max_error_steps=None,
-            )
-        )
+    found = {name: pair.compare(name) for name in model.tensors}
+    tensors = tuple(
+        tensor_report(model.tensors[name], difference)
+        for name, difference in found.items()
+        if difference.is_changed
+    )
     sizes = [
         sum(s.header.data_start + s.header.data_bytes for s in checkpoint.shards)
         for checkpoint in (model, artifact)
@@ -87,7 +73,7 @@ def build_folder_report(
         ),
         memory=memory_of(meter, recipe, training),
         steps=(step_report(recipe, training, sizes, len(tensors)),),
-        tensors=tuple(tensors),
+        tensors=tensors,
         skipped=(),
         loaders=loaders_of([], "safetensors", has_config=True),
         speed=Speed(
@@ -96,6 +82,24 @@ def build_folder_report(
         ),
         training=training,
         versions=versions(),
+    )
+
+
+def tensor_report(tensor: TensorSpec, found: Difference) -> TensorReport:
+    """Give the row of a tensor that training changed."""
+    before, after = (
+        TensorState(
+            dtype=tensor.dtype, bytes=tensor.nbytes, sparsity=zeros / max(1, found.elements)
+        )
+        for zeros in (found.zeros_before, found.zeros_after)
+    )
+    return TensorReport(
+        name=tensor.name,
+        shape=tensor.shape,
+        before=before,
+        after=after,
+        relative_rmse=found.relative_rmse,
+        max_error_steps=None,
     )
 
 

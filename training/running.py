@@ -33,6 +33,7 @@ _MOST_LOSSES = 200
 #: A checkpoint takes time; no more than this share of it, and none sooner than a second.
 _SECONDS_BETWEEN_CHECKPOINTS = 1.0
 _CHECKPOINT_SHARE = 0.05
+_WEIGHT_SUFFIXES = (".safetensors", ".pt2")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
 
 def _open(folder: Path, place: Place, step: FinetuneStep) -> Trainable:
     opened: list[Trainable] = []
-    if fits(lambda: opened.append(open_trainable(folder, step, place.device))):
+    if fits(lambda: opened.append(open_trainable(folder, place.dataset, step, place.device))):
         return opened[0]
     raise Problem(
         "memory_budget_exceeded",
@@ -264,7 +265,8 @@ def _tell(loop: Loop, on_step: OnStep) -> None:
 def _job(place: Place, recipe: Recipe) -> str:
     """Tell a training from others by all that decides what it does."""
     hasher = blake3(f"{ENGINE_VERSION} {torch.__version__} {recipe.model_dump_json()}".encode())
-    for path in sorted(place.model.rglob("*.safetensors")):
+    weights = (path for path in place.model.rglob("*") if path.suffix in _WEIGHT_SUFFIXES)
+    for path in sorted(weights):
         status = path.stat()
         hasher.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
     return hasher.hexdigest()

@@ -12,7 +12,7 @@ from engine.verified_forms import find_forms, wrong
 from jobs.checkpoint import Checkpoint, open_checkpoint
 from jobs.problems import Problem
 from jobs.recipe import Recipe
-from jobs.report import Report, Verification
+from jobs.report import Report, TensorReport, Verification
 from jobs.safetensors_header import TensorSpec
 from training.comparing import Difference, Pair
 
@@ -58,11 +58,7 @@ def verify_folder(
     rows = 0
     for form in forms:
         found = pair.compare(form.source.name)
-        _check(form.source, found, is_told=form.source.name in told)
-        if form.source.name in told:
-            after = told[form.source.name].after.sparsity
-            if abs(after - found.zeros_after / max(1, found.elements)) > 1e-9:
-                raise wrong(form.source.name, "has another share of zeros than the report says")
+        check_difference(form.source, found, told.get(form.source.name))
         rows += form.rows
         ticker.advance(1)
     if not told and not adapters:
@@ -86,10 +82,23 @@ def _check_adapters(artifact: Checkpoint, recipe: Recipe) -> list[str]:
     return names
 
 
-def _check(tensor: TensorSpec, found: Difference, *, is_told: bool) -> None:
-    if found.is_changed != is_told:
+def check_difference(tensor: TensorSpec, found: Difference, told: TensorReport | None) -> None:
+    """Check what became of a tensor.
+
+    Args:
+        tensor: The tensor.
+        found: What was found of it.
+        told: What the report says; None where it says nothing.
+
+    Raises:
+        Problem: `invalid_artifact`.
+    """
+    if found.is_changed != (told is not None):
         raise wrong(tensor.name, "differs from the model, and the report does not say so")
     if found.non_finite:
         raise wrong(tensor.name, "holds a NaN or an infinity")
     if found.zeros_lost and found.zeros_scattered >= SPARSE_SHARE * found.elements:
         raise wrong(tensor.name, f"has {found.zeros_lost} weights that were pruned and are not 0")
+    share = found.zeros_after / max(1, found.elements)
+    if told is not None and abs(told.after.sparsity - share) > 1e-9:
+        raise wrong(tensor.name, "has another share of zeros than the report says")

@@ -59,28 +59,31 @@ def making_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) ->
     """
     orders: list[Order] = []
     for stage in stage_orders(order, recipe):
-        orders += _making_orders(stage, parse_recipe(stage.recipe), datasets)
+        orders += _making_orders(stage, recipe, datasets)
         if stage.steps_after:
-            orders.append(replace(stage, task="verify"))
+            orders.append(replace(orders[-1], task="verify"))
     return orders
 
 
-def _making_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) -> list[Order]:
+def _making_orders(order: Order, whole: Recipe, datasets: Mapping[str, Path]) -> list[Order]:
     """Give the orders of one stage.
 
     Args:
         order: Of the stage.
-        recipe: Its recipe.
+        whole: The recipe of the job.
         datasets: The uploaded files, by the ids of the data sets.
 
     Returns:
         Its own, and before it one that says `calibrate` where data decide about weights. Of a
-        program that loses channels, it has the data set that the artifact will be run on.
+        program that loses channels, it has the data set that what is left is trained on, or that
+        the artifact will be run on.
     """
+    recipe = parse_recipe(order.recipe)
     if recipe.finetune_step is not None:
         return [replace(order, dataset=str(datasets[recipe.finetune_step.dataset]))]
     if recipe.calibrate is None:
-        name = recipe.evaluate.dataset if recipe.evaluate else None
+        section = whole.finetune_step or recipe.evaluate
+        name = section.dataset if section else None
         is_shrunk = any(step.op == "shrink" for step in recipe.steps)
         return [replace(order, dataset=str(datasets[name])) if name and is_shrunk else order]
     dataset = str(datasets[recipe.calibrate.dataset])

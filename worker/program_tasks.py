@@ -52,7 +52,12 @@ def compress(
 
 
 def verify(
-    model: Path, work: Path, recipe: Recipe, *, on_progress: Callable[[Progress], None]
+    model: Path,
+    work: Path,
+    recipe: Recipe,
+    *,
+    has_dataset: bool,
+    on_progress: Callable[[Progress], None],
 ) -> None:
     """Compare the artifact with the program, and write down what was looked at.
 
@@ -60,6 +65,7 @@ def verify(
         model: The program's folder.
         work: The job's work folder.
         recipe: What was to be done.
+        has_dataset: Whether `compress` had one.
         on_progress: Told how far it is.
     """
     report = Report.model_validate_json((work / REPORT_NAME).read_bytes())
@@ -69,6 +75,12 @@ def verify(
         for name, cuts in plain.items()
     }
     found = verify_program(
-        model, work / ARTIFACT_NAME, recipe, report, kept, on_progress=on_progress
+        model,
+        work / ARTIFACT_NAME,
+        recipe,
+        report,
+        kept,
+        has_dataset=has_dataset,
+        on_progress=on_progress,
     )
     (work / VERIFICATION_NAME).write_text(found.model_dump_json())

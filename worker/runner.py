@@ -211,7 +211,11 @@ def _verify(order: Order, on_progress: OnProgress) -> None:
         return
     if is_program(Path(order.model_folder)):
         program_tasks.verify(
-            Path(order.model_folder), work, parse_recipe(order.recipe), on_progress=on_progress
+            Path(order.model_folder),
+            work,
+            parse_recipe(order.recipe),
+            has_dataset=order.dataset is not None,
+            on_progress=on_progress,
         )
         return
     report = Report.model_validate_json((work / REPORT_NAME).read_bytes())

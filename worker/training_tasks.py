@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.memory import MemoryMeter
 from engine.progress import Progress
+from jobs.program import is_program
 from jobs.recipe import parse_recipe
 from jobs.report import Report
 from worker.runner import Order
@@ -22,6 +23,7 @@ def train(order: Order, on_progress: OnProgress) -> None:
     """
     with MemoryMeter() as meter:
         # They import torch and transformers, which is the job's own memory.
+        from training.program_reporting import build_program_report  # noqa: PLC0415
         from training.reporting import build_folder_report  # noqa: PLC0415
         from training.running import Place, Told, finetune  # noqa: PLC0415
 
@@ -45,7 +47,8 @@ def train(order: Order, on_progress: OnProgress) -> None:
             device=order.device,
         )
         training = finetune(place, recipe, on_step)
-        report = build_folder_report(place.model, place.output, recipe, training, meter)
+        build = build_program_report if is_program(place.model) else build_folder_report
+        report = build(place.model, place.output, recipe, training, meter)
     (work / REPORT_NAME).write_text(report.model_dump_json())
 
 
@@ -56,15 +59,13 @@ def verify_trained(order: Order, on_progress: OnProgress) -> None:
         order: As of the training.
         on_progress: Told how far it is.
     """
-    from training.verification import verify_folder  # noqa: PLC0415 - only such jobs need it
+    # Only such jobs need them.
+    from training.program_verification import verify_trained_program  # noqa: PLC0415
+    from training.verification import verify_folder  # noqa: PLC0415
 
     work = Path(order.work_folder)
     report = Report.model_validate_json((work / REPORT_NAME).read_bytes())
-    found = verify_folder(
-        Path(order.model_folder),
-        work / ARTIFACT_NAME,
-        parse_recipe(order.recipe),
-        report,
-        on_progress,
-    )
+    model, recipe = Path(order.model_folder), parse_recipe(order.recipe)
+    verify = verify_trained_program if is_program(model) else verify_folder
+    found = verify(model, work / ARTIFACT_NAME, recipe, report, on_progress)
     (work / VERIFICATION_NAME).write_text(found.model_dump_json())

@@ -119,6 +119,14 @@ def dataset_id(client, digits, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def lessons_id(client, digits, tmp_path_factory):
+    images, labels = digits[0]
+    path = tmp_path_factory.mktemp("data") / "lessons.npz"
+    np.savez(path, image=images.numpy(), labels=labels.numpy())
+    return client.upload_dataset(path).id
+
+
+@pytest.fixture(scope="module")
 def compress(client, program, dataset_id, tmp_path_factory):
     """Give a function that runs a recipe, and gives the artifact's path and the report."""
     model = client.upload_model(program)
@@ -128,7 +136,7 @@ def compress(client, program, dataset_id, tmp_path_factory):
         recipe = {"steps": list(steps), "evaluate": {"dataset": dataset_id, "rows": 1000}}
         planned = client.plan(model.id, recipe)
         job = client.submit(model.id, recipe, use_cache=False)
-        client.wait(job.id, timeout=120)
+        client.wait(job.id, timeout=240)
         folder = tmp_path_factory.mktemp("artifact") / "out"
         client.download(job.id, folder)
         report = client.report(job.id)
@@ -200,3 +208,30 @@ def test_shrunk_digits_have_half_the_channels_and_open_where_only_torch_is(
     assert report["quality"]["after"]["accuracy"] > 0.2
     assert report["steps"][0]["op"] == "shrink"
     assert [skipped["name"] for skipped in report["skipped"]] == ["last.weight"]
+
+
+@pytest.mark.timeout(300)
+def test_digits_of_half_the_channels_are_as_right_once_trained_and_rounded_in_the_same_job(
+    compress, ask_plain_torch, trained, program, lessons_id
+):
+    path, report = compress(
+        {"op": "shrink", "width": 0.5},
+        {"op": "finetune", "dataset": lessons_id, "epochs": 3, "batch_size": 64,
+         "micro_batch_size": 32, "learning_rate": 1e-3},
+        {"op": "quantize", "scheme": "w8a8"},
+    )  # fmt: skip
+
+    assert ask_plain_torch(path) >= trained[1] - 0.01
+    assert path.stat().st_size < 0.3 * program.stat().st_size
+    quality = report["quality"]
+    assert quality["before"]["accuracy"] == pytest.approx(trained[1], abs=1e-6)
+    assert quality["after"]["accuracy"] >= trained[1] - 0.01
+    assert [step["op"] for step in report["steps"]] == ["shrink", "finetune", "quantize"]
+    training = report["training"]
+    assert training["objective"] == "classification"
+    assert training["frozen_statistics"] == 3
+    assert training["steps"] == 3 * 19
+    assert training["losses"][-1]["loss"] < 0.5 * training["losses"][0]["loss"]
+    third = next(one for one in report["tensors"] if one["name"] == "third.weight")
+    assert (third["shape_before"], third["shape"]) == ([96, 48, 3, 3], [48, 24, 3, 3])
+    assert third["after"]["dtype"] == "I8"

@@ -4,6 +4,7 @@ import io
 import tempfile
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,23 +108,24 @@ def export(model, inputs, *, is_dynamic=True, decomposed=False):
         return exported.run_decompositions() if decomposed else exported
 
 
+def store_kind(folder, kind, *, dtype=torch.float32, change=None, **options):
+    """Store a program of a kind, and give its folder and its model in evaluation mode."""
+    torch.manual_seed(0)
+    cls, inputs = MODELS[kind]
+    model = cls().eval()
+    with torch.no_grad():
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(torch.rand_like(buffer) + 0.5)
+        if change is not None:
+            change(model)
+    model = model.to(dtype)
+    example = inputs(2)
+    example = example.to(dtype) if example.is_floating_point() else example
+    return store(export(model, example, **options), folder / kind), model
+
+
 @pytest.fixture
 def make_program(tmp_path):
     """Give a function that makes a stored program of a kind, and its model in evaluation mode."""
-
-    def make(kind, *, dtype=torch.float32, change=None, **options):
-        torch.manual_seed(0)
-        cls, inputs = MODELS[kind]
-        model = cls().eval()
-        with torch.no_grad():
-            for buffer in model.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(torch.rand_like(buffer) + 0.5)
-            if change is not None:
-                change(model)
-        model = model.to(dtype)
-        example = inputs(2)
-        example = example.to(dtype) if example.is_floating_point() else example
-        return store(export(model, example, **options), tmp_path / kind), model
-
-    return make
+    return partial(store_kind, tmp_path)

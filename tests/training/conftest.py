@@ -8,9 +8,9 @@ from torch.utils._pytree import tree_leaves
 from jobs.finetuning import FinetuneStep
 from training.batches import RowOrder
 from training.checkpoints import Record
-from training.folders import TrainedFolder
 from training.loop import Loop, Rows
 from training.masks import sparse_parameters
+from training.opening import open_trainable
 from training.optimizers import build_optimizer, embedding_names
 from training.rows import RowStore, rows_of
 from training.settling import Setting
@@ -104,7 +104,7 @@ def make_loop(tmp_path):
 
     def make(folder, dataset, micro_batch_size, **choices):
         step = finetune_step(**choices)
-        trainable = TrainedFolder(folder, step, "cpu")
+        trainable = open_trainable(folder, dataset, step, "cpu")
         parameters = trainable.trained_parameters(step)
         scratch = tmp_path / f"rows-{len(opened)}"
         scratch.mkdir()
