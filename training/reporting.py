@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from engine.loaders import loaders_of
 from engine.memory import MemoryMeter
 from jobs.checkpoint import open_checkpoint
 from jobs.recipe import Recipe
@@ -23,6 +22,7 @@ from jobs.report import (
 )
 from jobs.steps import method_of
 from jobs.training import Training
+from planning.loaders import loaders_of
 from training.comparing import Pair
 
 
