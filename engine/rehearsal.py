@@ -31,6 +31,7 @@ from planning.module_kinds import ModuleKinds
 from planning.plan import Plan
 from planning.prediction import Prediction, refuse_overruns
 from planning.selection import Target
+from planning.working_set import WorkingSet
 
 
 def settle_plan(
@@ -89,7 +90,35 @@ def rehearse(
     if journal.reached is not None:
         return journal.reached.errors
     refuse_target(plan)
-    recipe, buffers = plan.recipe, prediction.buffers
+    found = try_rounding(plan, prediction.buffers, source, entries, on_progress)
+    errors = {name: entry.relative_rmse for name, entry in found.items()}
+    journal.write(Record(errors=errors, steps=steps_of(entries)))
+    return errors
+
+
+def try_rounding(
+    plan: Plan,
+    buffers: WorkingSet,
+    source: Source,
+    entries: Sequence[StepEntry],
+    on_progress: Callable[[Progress], None],
+) -> dict[str, TensorEntry]:
+    """Round every weight that a plan quantizes, and write nothing.
+
+    Args:
+        plan: What would be done.
+        buffers: The memory to do it in.
+        source: The model's files.
+        entries: Where the cost of each step is counted.
+        on_progress: Told how far it is, as phase ``measure``.
+
+    Returns:
+        By name, what rounding did to each: its squares and those of its errors.
+
+    Raises:
+        Problem: `non_finite_weight`, `invalid_checkpoint`.
+    """
+    recipe = plan.recipe
     targets = list(plan.selection.targets.values())
     extents = {target.name: extent_of(target, buffers.chunk_bytes) for target in targets}
     total = sum(target.matrix.tensor.nbytes for target in targets)
@@ -100,13 +129,7 @@ def rehearse(
     found = {target.name: TensorEntry() for target in targets}
     benches = [Workbench(buffers.per_thread, ProcessorKernels()) for _ in range(buffers.threads)]
     Crew(benches, bell).run(_trials(targets, pruning, found, entries, ticker))
-    errors = {
-        target.name: found[target.name].relative_rmse
-        for target in targets
-        if target.scheme is not None
-    }
-    journal.write(Record(errors=errors, steps=steps_of(entries)))
-    return errors
+    return {target.name: found[target.name] for target in targets if target.scheme is not None}
 
 
 def _trials(

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from engine.cut_reading import Kept
 from engine.journal import Record
 from engine.ledger import StepEntry, TensorEntry
-from engine.loaders import loaders_of
 from engine.memory import MemoryMeter
 from jobs.ranges import ranges_text
 from jobs.recipe import Recipe
@@ -28,6 +27,7 @@ from planning.aims import Settled
 from planning.architectures import table_version
 from planning.cuts import Shrinkage
 from planning.layout import Placement
+from planning.loaders import loaders_of
 from planning.plan import Plan
 from planning.prediction import Prediction
 

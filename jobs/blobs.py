@@ -3,6 +3,7 @@
     DATA_DIR/tenants/<tenant>/
       staging/<random>/             an upload being received, locked by its process
       models/<digest>/              meta.json, files/…       appears by one rename
+      models/<digest>/sensitivities.json                     see `jobs.kept_sensitivities`
       datasets/<digest>/            meta.json, files/…
       jobs/<id>/spec.json           written before the job is accepted
       jobs/<id>/cancel              there where the client wants the job's end

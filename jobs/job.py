@@ -71,7 +71,7 @@ class ArtifactFile(_Value):
 
 
 class Artifact(_Value):
-    """What a succeeded job made."""
+    """What a succeeded job made, unless it only measured."""
 
     bytes: int = Field(ge=0, description="Of all files.")
     digest: str = Field(description="`blake3:` and the digest of the sorted list of files.")

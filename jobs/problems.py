@@ -54,6 +54,7 @@ CATALOGUE: dict[str, Kind] = {
     "artifact_not_ready": Kind(409, "The job has no artifact yet", retryable=True),
     "no_artifact": Kind(409, "The job ended without an artifact"),
     "no_report": Kind(409, "The job has no report", retryable=True),
+    "not_measured": Kind(409, "The model was not measured yet"),
     "model_in_use": Kind(409, "A job still needs the model", retryable=True),
     "length_required": Kind(411, "The upload does not say how long it is"),
     "too_large": Kind(413, "The body is larger than the limit"),
@@ -91,6 +92,7 @@ CATALOGUE: dict[str, Kind] = {
     # What a job finds out.
     "nothing_changed": Kind(422, "The job would change nothing"),
     "target_unreachable": Kind(422, "The artifact cannot be as small as target_bytes"),
+    "goal_unreachable": Kind(422, "No recipe reaches the goal"),
     "already_quantized": Kind(422, "The model is already quantized"),
     "non_finite_weight": Kind(422, "A weight holds a NaN or an infinity"),
     "shrink_unsupported": Kind(422, "The model cannot be shrunk"),

@@ -164,6 +164,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _compared(self) -> "Recipe":
+        if self.measures:
+            return self
         if self.compression is None and self.evaluate is not None:
             raise ValueError(
                 "evaluate compares a model with what becomes of it; infer changes none"
@@ -171,6 +173,19 @@ class Recipe(Strict):
         if self.compression is None and self.gate != Gate():
             raise ValueError("gate is about what becomes of a model; infer changes none")
         return self
+
+    @model_validator(mode="after")
+    def _made(self) -> "Recipe":
+        sections = ("evaluate", "gate", "output")
+        named = [name for name in sections if getattr(self, name) not in (None, Gate(), Output())]
+        if self.measures and named:
+            raise ValueError(f"measure makes no artifact; leave {' and '.join(named)} out")
+        return self
+
+    @property
+    def measures(self) -> bool:
+        """Whether the job makes no artifact, but finds out what recipes would lose."""
+        return self.steps[0].op == "measure"
 
     @property
     def datasets(self) -> tuple[str, ...]:

@@ -40,6 +40,8 @@ def refuse_disorder(steps: Sequence[AnyStep]) -> None:
     Raises:
         ValueError: In words for whoever wrote the recipe.
     """
+    if len(steps) > 1 and any(step.op == "measure" for step in steps):
+        raise ValueError("measure stands alone: it finds out about the model as it came")
     if any(step.op == "infer" for step in steps[:-1]):
         raise ValueError("a recipe has at most one infer step, and it is the last step")
     last = steps[-1]

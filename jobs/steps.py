@@ -209,7 +209,18 @@ class QuantizeStep(Strict):
         return self.target_bytes is not None or self.max_relative_rmse is not None
 
 
-AnyStep = ShrinkStep | PruneStep | FinetuneStep | QuantizeStep | InferStep
+class MeasureStep(Strict):
+    """Find out what rounding and shrinking would lose, once for a model; it makes no artifact."""
+
+    op: Literal["measure"]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether data decide what it finds; they do not."""
+        return False
+
+
+AnyStep = ShrinkStep | PruneStep | FinetuneStep | QuantizeStep | InferStep | MeasureStep
 Step = Annotated[AnyStep, Field(discriminator="op")]
 
 #: What `op` may say.
@@ -229,3 +240,5 @@ def method_of(step: AnyStep) -> str:
             return step.scheme
         case InferStep():
             return step.output
+        case MeasureStep():
+            return "rounding"

@@ -18,6 +18,7 @@ from modelpress.plan_table import render_plan
 from modelpress.recipe_file import read_recipe
 from modelpress.report_table import render_report
 from modelpress.session import Session
+from modelpress.suggest_command import suggest
 from modelpress.values import JOB_STATES
 
 
@@ -264,6 +265,7 @@ def remove(session: Session, job_ids: tuple[str, ...]) -> None:
 
 
 cli.add_command(keys_group)
+cli.add_command(suggest)
 
 
 def main() -> None:

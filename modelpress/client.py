@@ -142,6 +142,26 @@ class Client:
         members = {**known, "spec": dict(recipe)}
         return document(self._connection.send("POST", "/plans", headers=JSON, json=members))
 
+    def suggest(self, model_id: str, goal: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for recipes that reach a goal, without running anything.
+
+        Args:
+            model_id: Id of an uploaded model that was measured once; see `measure`.
+            goal: What is wanted, as plain values, such as ``{"target_bytes": "500MiB"}``.
+
+        Returns:
+            Plain members: up to three ``suggestions``, the one with the least predicted ``loss``
+            first, each with its ``recipe`` and ``plan``. A model that was not measured is a
+            ProblemError with the code ``not_measured``; a goal that no recipe reaches is one with
+            ``goal_unreachable``, and its problem says what comes nearest.
+        """
+        members = {"model": model_id, "goal": dict(goal)}
+        return document(self._connection.send("POST", "/plans", headers=JSON, json=members))
+
+    def measure(self, model_id: str) -> Job:
+        """Submit a job that measures a model, so that `suggest` can answer; it has no artifact."""
+        return self.submit(model_id, {"steps": [{"op": "measure"}]})
+
     def submit(
         self,
         model_id: str,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.checkpoint import Checkpoint, open_checkpoint
-from jobs.problems import Problem
+from jobs.problems import Detail, Problem
 from jobs.program import is_program, open_program
 from jobs.program_archive import PROGRAM_NAME
 from jobs.recipe import Recipe
@@ -12,6 +12,8 @@ from planning.aims import refuse_target
 from planning.architectures import guess_kinds, known_kinds
 from planning.inferring import join, predict_inference
 from planning.memory_model import Levels
+from planning.module_kinds import ModuleKinds
+from planning.palette import measuring_families
 from planning.plan import Plan, make_plan
 from planning.prediction import Prediction, predict, refuse_overruns
 from planning.program_prediction import predict_stages
@@ -29,12 +31,14 @@ class Forecast:
         prediction: What that would cost.
         levels: What was assumed of the processes that run it.
         is_exact: Whether it is certain which module is which.
+        kinds: What was taken for that.
     """
 
     plan: Plan
     prediction: Prediction
     levels: Levels
     is_exact: bool
+    kinds: ModuleKinds | None = None
 
 
 def forecast(
@@ -58,8 +62,10 @@ def forecast(
 
     Raises:
         Problem: As `shrink`, `make_plan`, `refuse_unrunnable`, `refuse_unmeasured` and
-            `planning.aims.refuse_target`; `nothing_changed`: the recipe does nothing but infer.
+            `planning.aims.refuse_target`; `nothing_changed`: the recipe does nothing but infer;
+            `step_unsupported`: it measures, which makes nothing that could be planned.
     """
+    _refuse_measuring(recipe, pointer)
     refuse_unrunnable(recipe, pointer, has_config=checkpoint.config is not None)
     refuse_unmeasured(checkpoint, recipe, pointer)
     step, budget = recipe.infer_step, recipe.budget
@@ -77,7 +83,7 @@ def forecast(
     prediction = predict(plan, assumed)
     if step is not None:
         prediction = join(prediction, predict_inference(checkpoint, step, budget, levels, rows))
-    return Forecast(plan, prediction, assumed, is_exact)
+    return Forecast(plan, prediction, assumed, is_exact, asked)
 
 
 def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = "") -> None:
@@ -110,6 +116,9 @@ def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = ""
         prediction = predict_stages(plan_program_stages(program, recipe, pointer), levels)
         refuse_overruns(prediction, recipe.budget, pointer)
         return
+    if recipe.measures:
+        _check_measuring(open_checkpoint(folder), recipe, levels, pointer)
+        return
     budget = recipe.budget
     limits = (budget.host_memory, budget.device_memory, budget.disk)
     others = (recipe.aimed_step, recipe.shrink_step, recipe.gate.max_latency_ratio)
@@ -121,3 +130,23 @@ def check_budget(folder: Path, recipe: Recipe, levels: Levels, pointer: str = ""
     if checkpoint.config is None or known_kinds(checkpoint) is not None:
         made = forecast(checkpoint, recipe, levels, pointer)
         refuse_overruns(made.prediction, budget, pointer)
+
+
+def _check_measuring(checkpoint: Checkpoint, recipe: Recipe, levels: Levels, pointer: str) -> None:
+    """Refuse to measure what cannot be, or with a budget that is too small for a part of it."""
+    is_open = checkpoint.config is None or known_kinds(checkpoint) is not None
+    for family in measuring_families(checkpoint) if is_open else ():
+        try:
+            made = forecast(checkpoint, family.measuring(recipe.budget), levels, pointer)
+        except Problem as problem:
+            if problem.code == "nothing_changed" and family.is_optional:
+                continue
+            raise
+        refuse_overruns(made.prediction, recipe.budget, pointer)
+
+
+def _refuse_measuring(recipe: Recipe, pointer: str) -> None:
+    if recipe.measures:
+        detail = "measure makes no artifact to be planned. Submit it, or ask with a goal."
+        errors = [Detail(f"{pointer}/steps/0", "step_unsupported", detail)]
+        raise Problem("step_unsupported", detail, errors=errors)

@@ -10,6 +10,10 @@ from jobs.steps import QuantizeStep, ShrinkStep
 #: Of a quantize step.
 _FOR_CHECKPOINTS = ("group_size", "embeddings", "target_bytes", "max_relative_rmse")
 _SCALES = "Weights of a .pt2 have a scale for each output channel. Leave it out."
+_MEASURE = (
+    "Suggestions are for checkpoints. A .pt2 is as small as it gets with scheme w8a16; POST /plans "
+    "with that says how small."
+)
 _LAYERS = "A .pt2 says nothing of layers; shrink takes channels of it. Give width, and not layers."
 _CALIBRATED = (
     "wanda, gptq, smooth and importance by data are for transformers folders; a .pt2 is pruned by "
@@ -51,6 +55,8 @@ def _faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "/calibrate", _CALIBRATED
     for index, step in enumerate(recipe.steps):
         place = f"/steps/{index}"
+        if step.op == "measure":
+            yield place, _MEASURE
         if isinstance(step, QuantizeStep):
             for name in _FOR_CHECKPOINTS:
                 if getattr(step, name):

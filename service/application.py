@@ -26,6 +26,7 @@ from service import (
     problems,
     quotas,
     report_routes,
+    sensitivity_routes,
     storage_routes,
     submit_routes,
 )
@@ -46,6 +47,7 @@ _ROUTES = (
     ops_routes,
     plan_routes,
     report_routes,
+    sensitivity_routes,
     storage_routes,
     submit_routes,
 )

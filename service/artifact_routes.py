@@ -80,6 +80,9 @@ def show_file(job_id: str, path: str) -> Response:
 def _artifact_of(job: Job) -> Artifact:
     if job.artifact is not None:
         return job.artifact
+    if job.recipe.measures:
+        detail = f"{job.id} measures, and makes no artifact: GET /models/{job.model}/sensitivities."
+        raise Problem("no_artifact", detail)
     if job.is_terminal:
         raise Problem("no_artifact", f"{job.id} is {job.state}, so it has no artifact.")
     raise Problem("artifact_not_ready", f"{job.id} is {job.state}.")

@@ -52,7 +52,10 @@ def job_document(job: Job) -> JobDocument:
     """Give a job's document."""
     own = f"/jobs/{job.id}"
     links = {"self": own, "model": f"/models/{job.model}"}
-    links |= {name: f"{own}/{name}" for name in ("events", "report", "artifact", "cancel")}
+    if job.recipe.measures:
+        links["sensitivities"] = f"/models/{job.model}/sensitivities"
+    made = () if job.recipe.measures else ("report", "artifact")
+    links |= {name: f"{own}/{name}" for name in ("events", *made, "cancel")}
     return JobDocument(**dict(with_digests(job)), links=links)
 
 

@@ -12,7 +12,7 @@ from jobs.finetuning import FinetuneStep
 from jobs.inferring import InferStep
 from jobs.levels import read_levels
 from jobs.problems import Problem
-from jobs.steps import PruneStep, QuantizeStep, ShrinkStep
+from jobs.steps import MeasureStep, PruneStep, QuantizeStep, ShrinkStep
 from jobs.store import IDEMPOTENCY_SECONDS
 from service.contract import Answer, Operation, declare, json_answer
 from service.documents import Capabilities, Health, Limits
@@ -64,6 +64,7 @@ def show_capabilities() -> Response:
             "finetune": FinetuneStep.model_json_schema(),
             "quantize": QuantizeStep.model_json_schema(),
             "infer": InferStep.model_json_schema(),
+            "measure": MeasureStep.model_json_schema(),
         },
         limits=Limits(
             max_upload_bytes=settings.max_upload,

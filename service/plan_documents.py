@@ -2,13 +2,15 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
+from jobs.goal import Goal
 from jobs.recipe import Recipe
+from jobs.report import Loader
 
 
 class PlanRequest(BaseModel):
-    """A recipe, and an uploaded model or no more than the headers of one."""
+    """A recipe, or a goal to find recipes for, and a model or no more than the headers of one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +28,20 @@ class PlanRequest(BaseModel):
         description="Sizes of the other files, by name, for those that are copied into the "
         "artifact; with headers only.",
     )
-    recipe: Recipe = Field(alias="spec")
+    recipe: Recipe | None = Field(None, alias="spec", description="A recipe to plan; or give goal.")
+    goal: Goal | None = Field(
+        None,
+        description="What the artifact shall be, of an uploaded model that was measured once, by a "
+        "job whose recipe is the step `measure`; or give spec.",
+    )
+
+    @model_validator(mode="after")
+    def _one_question(self) -> "PlanRequest":
+        if (self.recipe is None) == (self.goal is None):
+            raise ValueError("give either spec, a recipe to plan, or goal, to find recipes for")
+        if self.goal is not None and self.model is None:
+            raise ValueError("a goal needs model, the id of an uploaded one: headers tell no error")
+        return self
 
     @model_validator(mode="after")
     def _one_model(self) -> "PlanRequest":
@@ -121,3 +136,33 @@ class PlanDocument(_Answer):
     skipped: dict[str, int] = Field(
         description="How many tensors a step leaves alone, by the reason."
     )
+
+
+class SuggestionDocument(_Answer):
+    """A recipe that reaches the goal. Nothing was run."""
+
+    recipe: dict[str, Any] = Field(
+        description="Complete, as `POST /jobs` takes it for `spec`; defaults are left out."
+    )
+    loss: float = Field(
+        description="Predicted: the root mean square, over all weights that could be rounded, of "
+        "their relative RMSE. One that stays float counts as 0, and of one that loses channels "
+        "their share of its squares counts too. It says nothing of what the model answers: "
+        "`evaluate` does."
+    )
+    plan: PlanDocument = Field(description="What a job with the recipe would do and cost.")
+    loaders: dict[str, Loader] = Field(description="What opens the artifact.")
+
+
+class SuggestionsDocument(_Answer):
+    """Recipes that reach a goal, by predicted loss."""
+
+    model: str
+    model_bytes: int = Field(description="Of its tensor files.")
+    suggestions: tuple[SuggestionDocument, ...] = Field(
+        min_length=1, max_length=3, description="The one with the least loss first."
+    )
+
+
+class PlanAnswer(RootModel[PlanDocument | SuggestionsDocument]):
+    """The plan of a recipe, or the recipes for a goal."""

@@ -1,6 +1,7 @@
-"""POST /plans: what a job would cost, from headers alone."""
+"""POST /plans: what a job would cost, from headers alone, and which recipes reach a goal."""
 
 from pathlib import Path
+from typing import cast
 
 import structlog
 from flask import Blueprint, Response, jsonify, request
@@ -8,6 +9,7 @@ from redis.exceptions import RedisError
 
 from jobs.checkpoint import Checkpoint, open_checkpoint
 from jobs.dataset_rows import count_rows
+from jobs.goal import Goal
 from jobs.levels import read_levels
 from jobs.problems import Problem
 from jobs.program import FORMAT, Program, open_program
@@ -16,16 +18,19 @@ from jobs.recipe import Recipe
 from planning.forecast import forecast
 from planning.inferring import join, predict_inference
 from planning.memory_model import Levels, levels_of
+from planning.program_limits import refuse_unsupported
 from planning.program_prediction import predict_stages
 from planning.program_stages import plan_program_stages
 from planning.running import refuse_unrunnable
+from planning.suggestions import suggest
 from service.contract import JSON, Operation, check, declare, json_answer
 from service.model_routes import find_model
 from service.parts import own, parts
-from service.plan_documents import PlanDocument, PlanRequest
+from service.plan_documents import PlanAnswer, PlanDocument, PlanRequest, SuggestionsDocument
 from service.plans import answers_document, checkpoint_of, document, program_document
 from service.receive import Body
 from service.submissions import read_members
+from service.suggestions import MEASURING, find_measured, suggestions_document
 
 #: Room for the headers of a hundred thousand tensors.
 MAX_PLAN_BYTES = 32 * 1024**2
@@ -42,7 +47,11 @@ routes = Blueprint("plans", __name__)
         tag="jobs",
         scope="read",
         body={JSON: PlanRequest},
-        answers=(json_answer(200, "What the job would do and cost.", PlanDocument),),
+        answers=(
+            json_answer(
+                200, "What the job would do and cost, or the recipes for the goal.", PlanAnswer
+            ),
+        ),
         problems=(
             "unsupported_media_type",
             "too_large",
@@ -63,6 +72,9 @@ routes = Blueprint("plans", __name__)
             "step_unsupported",
             "finetune_unsupported",
             "evaluation_unsupported",
+            "shrink_unsupported",
+            "not_measured",
+            "goal_unreachable",
         ),
     )
 )
@@ -70,14 +82,20 @@ def create_plan() -> Response:
     """Predict a job's memory, artifact, reads and writes, and whether its budget allows them.
 
     The model is an uploaded one, or no more than the JSON headers of its safetensors files and its
-    config.json: no weight needs to be sent. Nothing is run and nothing is kept.
+    config.json: no weight needs to be sent. With a goal in place of a recipe, up to three recipes
+    that reach it, from what a job with the step `measure` found out about the model. Nothing is run
+    and nothing is kept.
     """
     if request.mimetype != JSON:
         raise Problem("unsupported_media_type", f"{request.mimetype[:80]!a} is not {JSON}.")
     members = read_members(Body(request, MAX_PLAN_BYTES))
     asked = check(PlanRequest, members, "The body")
     levels, is_measured = known_levels()
-    recipe, rows = asked.recipe, _rows_of(asked.recipe)
+    if asked.goal is not None:
+        found = _suggest(asked.model or "", asked.goal, levels, is_measured=is_measured)
+        return jsonify(found.model_dump(mode="json"))
+    recipe = cast("Recipe", asked.recipe)
+    rows = _rows_of(recipe)
     if asked.model is not None and find_model(asked.model)["format"] == FORMAT:
         program = open_program(_files_of(asked.model) / PROGRAM_NAME)
         planned = _plan_program(program, recipe, rows, levels, is_measured)
@@ -91,6 +109,17 @@ def create_plan() -> Response:
         made = forecast(_checkpoint(asked), recipe, levels, "/spec", rows)
         planned = document(made, is_measured=is_measured)
     return jsonify(planned.model_dump(mode="json"))
+
+
+def _suggest(
+    model_id: str, goal: Goal, levels: Levels, *, is_measured: bool
+) -> SuggestionsDocument:
+    meta = find_model(model_id)
+    if meta["format"] == FORMAT:
+        refuse_unsupported(MEASURING)
+    checkpoint = open_checkpoint(_files_of(model_id))
+    found = suggest(checkpoint, goal, find_measured(meta["id"]), levels)
+    return suggestions_document(meta["id"], found, is_measured=is_measured)
 
 
 def known_levels() -> tuple[Levels, bool]:

@@ -50,6 +50,9 @@ def _charts(report: dict[str, object] | None) -> object:
 
 
 def _missing(job: Job) -> Problem:
+    if job.recipe.measures:
+        detail = f"{job.id} measures: see GET /models/{job.model}/sensitivities."
+        return Problem("no_report", detail)
     if job.is_terminal:
         return Problem("no_report", f"{job.id} is {job.state} and measured nothing.")
     return Problem("artifact_not_ready", f"{job.id} is {job.state}; its report comes at the end.")

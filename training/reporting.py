@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from engine.loaders import loaders_of
 from engine.memory import MemoryMeter
 from jobs.checkpoint import open_checkpoint
 from jobs.recipe import Recipe
@@ -24,6 +23,7 @@ from jobs.report import (
 from jobs.safetensors_header import TensorSpec
 from jobs.steps import method_of
 from jobs.training import Training
+from planning.loaders import loaders_of
 from training.comparing import Difference, Pair
 
 

@@ -69,7 +69,7 @@ class Endings:
             return
         if self._store.finish(result, token) == "stale":
             self._store.finish(result, token=None)
-        if result.state == "succeeded":
+        if result.artifact is not None:
             remember(self._blobs, job)
         self._checksums.take_up(self._blobs, job.id)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.pipeline import Progress, compress
+from engine.sensitivities import measure
 from engine.verification import verify
 from engine.verified_forms import claims_of
 from jobs.problems import Problem
@@ -30,7 +31,13 @@ from jobs.recipe import Evaluate, Recipe, parse_recipe
 from jobs.report import Report
 from worker import inferring, program_tasks
 from worker.subjects import evaluated_opener
-from worker.work_files import ANSWERS_NAME, ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME
+from worker.work_files import (
+    ANSWERS_NAME,
+    ARTIFACT_NAME,
+    REPORT_NAME,
+    SENSITIVITIES_NAME,
+    VERIFICATION_NAME,
+)
 
 JOURNAL_NAME = "journal"
 #: What the original answers, for the artifact to be compared with.
@@ -54,6 +61,7 @@ Task = Literal[
     "run_artifact",
     "infer",
     "recheck",
+    "measure",
 ]
 OnProgress = Callable[[Progress], None]
 
@@ -72,7 +80,7 @@ class Order:
             `compress` makes an artifact and a report, and so does `finetune`; `verify` compares
             both with the model; `run_original` and then `run_artifact` run them and measure how
             they answer; `infer` runs a data set through the result and keeps the answers, `recheck`
-            some of it again.
+            some of it again; `measure` finds out what rounding and shrinking would lose.
         dataset: The uploaded file that models are run on; None for random inputs.
         artifact_folder: The artifact to run; None is the one in the work folder. What is measured
             of another one is written beside it.
@@ -279,6 +287,16 @@ def _answer(
     act(model, work, parse_recipe(order.recipe), dataset, on_progress)
 
 
+def _measure(order: Order, on_progress: OnProgress) -> None:
+    found = measure(
+        Path(order.model_folder),
+        parse_recipe(order.recipe).budget,
+        on_progress=on_progress,
+        idle_bytes=order.idle_bytes,
+    )
+    (Path(order.work_folder) / SENSITIVITIES_NAME).write_text(found.model_dump_json())
+
+
 def _keep_libraries_home(work: Path) -> None:
     """Say where the libraries look for what they fetched, and write."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "home")}
@@ -309,6 +327,7 @@ _TASKS: dict[Task, Callable[[Order, OnProgress], None]] = {
     "run_artifact": _run_artifact,
     "infer": partial(_answer, act=inferring.infer),
     "recheck": partial(_answer, act=inferring.recheck),
+    "measure": _measure,
 }
 
 

@@ -21,6 +21,7 @@ from jobs.equal_jobs import answer, deciding_parts, link_or_copy
 from jobs.gate import check as check_gate
 from jobs.gate import check_memory
 from jobs.job import Job, JobResult
+from jobs.kept_sensitivities import keep_sensitivities, read_sensitivities
 from jobs.levels import read_levels
 from jobs.problems import Problem
 from jobs.program import is_program
@@ -40,6 +41,7 @@ from worker.endings import Endings
 from worker.evaluating import read_quality, with_stages
 from worker.inferring import Made, take_answers
 from worker.lease import Lease
+from worker.measuring import take_measured
 from worker.orders import answering_orders, making_orders, running_orders, stage_orders
 from worker.runner import Order
 from worker.runner_process import Runner
@@ -214,9 +216,8 @@ class Supervisor:
             idle_bytes=levels.idle_bytes,
         )
         budget, compression = job.recipe.budget, job.recipe.compression
-        if compression is None:
-            limits = self._limits(budget, [order])
-            return self._answer(held, lease, order, datasets, limits, None)
+        if compression is None or job.recipe.measures:
+            return self._look(held, lease, order, datasets)
         stages = stage_orders(order, compression)
         first, *others = making_orders(order, compression, datasets)
         for stage in stages:
@@ -273,6 +274,35 @@ class Supervisor:
         if made is not None:
             self._deliver(held, work, *made)
         return outcome
+
+    def _look(self, held: _Held, lease: Lease, order: Order, datasets: dict[str, Path]) -> Outcome:
+        """Do what leaves the model as it is."""
+        if held.job.recipe.measures:
+            return self._measure(held, lease, replace(order, task="measure"))
+        limits = self._limits(held.job.recipe.budget, [order])
+        return self._answer(held, lease, order, datasets, limits, None)
+
+    def _measure(self, held: _Held, lease: Lease, order: Order) -> Outcome:
+        """Keep what recipes would lose of the model, which makes no artifact."""
+        job, blobs, budget = held.job, held.stores.blobs, held.job.recipe.budget
+        is_known = job.cache != "bypass" and read_sensitivities(blobs, job.model) is not None
+        if not is_known:
+            runner = self._start_runner(order, budget)
+            outcome = watch(runner, lease, self._limits(budget, [order]), self._drain)
+            if outcome.kind != "done":
+                return outcome
+            found = take_measured(Path(order.work_folder), budget)
+            keep_sensitivities(blobs, job.model, found)
+        _require_lease(held)
+        result = JobResult(
+            id=job.id,
+            state="succeeded",
+            attempt=job.attempt,
+            cache="hit" if is_known else job.cache or "miss",
+            finished_ms=now_ms(),
+        )
+        self._endings(held).publish(job, held.token, result)
+        return Outcome("done")
 
     def _do(self, orders: Iterable[Order], budget: Budget, lease: Lease, limits: Limits) -> Outcome:
         """Have orders done one after the other, until one is not."""

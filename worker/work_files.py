@@ -9,3 +9,5 @@ KEPT_NAME = "kept.json"
 ANSWERS_NAME = "answers"
 INFERENCE_NAME = "inference.json"
 RECHECK_NAME = "recheck.json"
+#: What rounding and shrinking would lose of the model.
+SENSITIVITIES_NAME = "sensitivities.json"

@@ -19,6 +19,7 @@ from modelpress import Backoff, Client
 
 REPORT = json.loads((Path(__file__).parent / "report.json").read_text())
 PLAN = json.loads((Path(__file__).parent / "plan.json").read_text())
+SUGGESTIONS = json.loads((Path(__file__).parent / "suggestions.json").read_text())
 
 
 def problem(status: int, code: str, detail: str = "It is wrong.", **extra: Any) -> Response:
@@ -44,6 +45,7 @@ class FakeService:
     is_corrupt: bool = False
     ignores_ranges: bool = False
     plan: dict[str, Any] = field(default_factory=lambda: copy.deepcopy(PLAN))
+    measured: set[str] = field(default_factory=set)
     planned: list[dict[str, Any]] = field(default_factory=list)
     paths_told: dict[str, str] = field(default_factory=dict)
     models: dict[str, bytes] = field(default_factory=dict)
@@ -139,13 +141,20 @@ def make_app(fake: FakeService) -> Flask:  # noqa: C901, PLR0915 - one block a r
 
     @app.post("/plans")
     def plan() -> Any:
-        fake.planned.append(request.get_json())
-        return fake.plan
+        asked = request.get_json()
+        fake.planned.append(asked)
+        if "goal" not in asked:
+            return fake.plan
+        if asked["model"] not in fake.measured:
+            return problem(409, "not_measured")
+        return {**SUGGESTIONS, "model": asked["model"]}
 
     @app.post("/jobs")
     def submit() -> Any:
         body = request.get_json()
         key = request.headers["Idempotency-Key"]
+        if body["spec"] == {"steps": [{"op": "measure"}]}:
+            fake.measured.add(body["model"])
         if key not in fake.keys:
             fake.keys[key] = fake.add_job(
                 "queued", model=body["model"], recipe=body["spec"], labels=body["labels"]

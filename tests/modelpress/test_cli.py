@@ -3,11 +3,14 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 from blake3 import blake3
 from click.testing import CliRunner
 from flask import Response
 
 from modelpress.cli import cli
+
+SUGGESTIONS = json.loads((Path(__file__).parent / "suggestions.json").read_text())
 
 
 @pytest.fixture
@@ -328,6 +331,60 @@ def test_an_uploaded_model_is_planned_by_its_id(service, invoke, recipe_file):
     assert service.planned == [
         {"model": model, "spec": {"steps": [{"op": "quantize", "scheme": "w8a16"}]}}
     ]
+
+
+def test_a_model_is_uploaded_and_measured_before_recipes_are_suggested(
+    service, invoke, model_file, tmp_path
+):
+    service.will("succeeded")
+    path = tmp_path / "best.yaml"
+
+    done = invoke("suggest", model_file, "--target", "500MiB", "--write", path)
+
+    assert done.exit_code == 0
+    assert "quantize w8a16, group_size 128" in done.stdout
+    assert "job job_0000 measures the model" in done.stderr
+    [model] = service.models
+    asked = {"model": model, "goal": {"target_bytes": "500MiB"}}
+    assert service.planned == [asked, asked]
+    assert yaml.safe_load(path.read_text()) == SUGGESTIONS["suggestions"][0]["recipe"]
+
+
+def test_a_model_that_was_measured_is_asked_about_at_once(service, invoke):
+    model = "mdl_" + "0" * 64
+    service.measured.add(model)
+
+    options = ["--max-size-ratio", "0.4", "--max-loss", "0.01", "--min-cosine", "0.9"]
+    done = invoke("--json", "suggest", model, *options, "--host-memory", "1GiB")
+
+    assert json.loads(done.stdout) == SUGGESTIONS | {"model": model}
+    assert service.jobs == {}
+    goal = {"max_size_ratio": 0.4, "max_loss": 0.01, "min_cosine": 0.9, "host_memory": "1GiB"}
+    assert service.planned == [{"model": model, "goal": goal}]
+
+
+def test_a_goal_without_a_size_and_one_that_nothing_reaches_are_refused(
+    service, invoke, problem_answer
+):
+    model = "mdl_" + "0" * 64
+    service.fail_next("POST", "/plans", problem_answer(422, "goal_unreachable", "Least is 7."))
+
+    unsized = invoke("suggest", model, "--max-loss", "0.1")
+    unreached = invoke("suggest", model, "--target", "1MB")
+
+    assert unsized.exit_code == unreached.exit_code == 2
+    assert "--target or --max-size-ratio" in unsized.stderr
+    assert "goal_unreachable: Least is 7." in unreached.stderr
+    assert service.jobs == {}
+
+
+def test_a_model_whose_measuring_fails_gets_no_suggestions(service, invoke, model_file):
+    service.will("failed", failure={"code": "non_finite_weight", "detail": "It is NaN."})
+
+    done = invoke("suggest", model_file, "--target", "1MB")
+
+    assert done.exit_code == 4
+    assert "non_finite_weight" in done.stderr
 
 
 def test_the_url_comes_from_the_environment(service):

@@ -60,6 +60,16 @@ def test_the_model_of_another_tenant_is_like_one_that_never_was(client, foreign,
     assert answers[0].status_code == 404
 
 
+def test_what_was_measured_of_another_tenants_model_is_not_there(client, foreign):
+    addresses = [f"/models/{one}/sensitivities" for one in (foreign.model, "mdl_" + "0" * 64)]
+    answers = [client.get(address) for address in addresses]
+    goal = {"model": foreign.model, "goal": {"target_bytes": 9}}
+
+    assert body_of(answers[0], foreign.model) == body_of(answers[1], "mdl_" + "0" * 64)
+    assert answers[0].json["code"] == "model_not_found"
+    assert client.post("/plans", json=goal).json["code"] == "model_not_found"
+
+
 @pytest.mark.parametrize("address", ["/jobs", "/plans"])
 def test_the_model_of_another_tenant_cannot_be_named_in_a_body(client, foreign, recipe, address):
     answer = client.post(address, json={"model": foreign.model, "spec": recipe})
@@ -92,6 +102,7 @@ ROUTES = [
     ("POST", "/models", "submit"),
     ("GET", "/models", "read"),
     ("GET", "/models/x", "read"),
+    ("GET", "/models/x/sensitivities", "read"),
     ("DELETE", "/models/x", "submit"),
     ("POST", "/datasets", "submit"),
     ("GET", "/datasets", "read"),

@@ -38,7 +38,8 @@ def test_a_service_without_its_disk_is_not_ready(client, blobs):
 def test_capabilities_name_what_there_is(client):
     document = client.get("/capabilities").json
 
-    assert set(document["steps"]) == {"shrink", "prune", "finetune", "quantize", "infer"}
+    steps = {"shrink", "prune", "finetune", "quantize", "infer", "measure"}
+    assert set(document["steps"]) == steps
     assert document["sandbox"] == "unknown"
     assert {"state-dict", "pt2"} <= set(document["formats_in"])
     assert document["limits"]["max_wait_seconds"] == 60

@@ -76,3 +76,12 @@ def test_a_form_takes_a_program_with_its_recipe(client, exported):
     answer = client.post("/jobs", data=form, content_type="multipart/form-data")
 
     assert answer.status_code == 202, answer.text
+
+
+def test_nothing_is_measured_or_suggested_of_a_program(client, program):
+    measure = {"model": program["id"], "spec": {"steps": [{"op": "measure"}]}}
+    goal = {"model": program["id"], "goal": {"target_bytes": "1KiB"}}
+
+    for answer in (client.post("/jobs", json=measure), client.post("/plans", json=goal)):
+        assert (answer.status_code, answer.json["code"]) == (422, "step_unsupported")
+        assert "scheme w8a16" in answer.json["detail"]
