@@ -62,6 +62,9 @@ def equality_key(model: str, recipe: Recipe) -> str:
     if recipe.evaluate is not None:
         # It decides what the report says.
         members.append(recipe.evaluate.model_dump(mode="json"))
+    if recipe.finetune_step is not None:
+        # How many rows fit decides how sums are rounded, and what saved memory what is summed.
+        members.append(recipe.budget.model_dump(mode="json", exclude={"disk", "runtime"}))
     return blake3(json.dumps(members, sort_keys=True).encode()).hexdigest()
 
 

@@ -63,9 +63,6 @@ def refuse_disorder(steps: Sequence[AnyStep]) -> None:
         raise ValueError(
             "adapters that are not merged end a recipe: finetune is its last step then"
         )
-    first = steps[0]
-    if isinstance(first, FinetuneStep) and first.distill:
-        raise ValueError("distill learns from the model as it came: prune or shrink before it")
 
 
 def refuse_uncalibrated(steps: Sequence[AnyStep], *, has_data: bool) -> None:

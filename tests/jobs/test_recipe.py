@@ -95,7 +95,6 @@ DATA = {"dataset": "ds_" + "0" * 64}
         ({"steps": [FINETUNE | {"lora": {}}]}, "/steps/0", "lora is for method: lora"),
         ({"steps": [FINETUNE | {"savings": ["lora"] * 2}]}, "/steps/0", "one of them twice"),
         ({"steps": [FINETUNE, FINETUNE]}, "", "at most one finetune step"),
-        ({"steps": [FINETUNE | {"distill": 0.5}]}, "", "prune or shrink before it"),
         (
             {"steps": [FINETUNE | {"method": "lora", "lora": {"merge": False}}, QUANTIZE]},
             "",
