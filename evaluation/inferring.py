@@ -12,11 +12,11 @@ from evaluation.answer_files import file_metadata, open_writer, row_bytes
 from evaluation.answering import Answering, length_of
 from evaluation.batch_sizes import BatchSizer
 from evaluation.faults import blamed_on
+from evaluation.freed_memory import give_freed_memory_back
 from evaluation.inputs import Batch, Span
 from evaluation.resident import (
     PeakMeter,
     free_bytes,
-    give_memory_back,
     leave_out_libraries,
     let_go_of_libraries,
     level_bytes,
@@ -66,7 +66,7 @@ def infer(
     started = time.perf_counter()
     # Its threads have heaps of their own, and are worth little here.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    give_memory_back()
+    give_freed_memory_back()
     leave_out_libraries()
     meter = PeakMeter()
     rows = _rows_of(dataset, step)

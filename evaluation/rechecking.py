@@ -13,8 +13,9 @@ import torch
 from evaluation.answer_files import Block
 from evaluation.answer_readers import read_blocks
 from evaluation.faults import blamed_on
+from evaluation.freed_memory import give_freed_memory_back
 from evaluation.inputs import Span
-from evaluation.resident import give_memory_back, leave_out_libraries, let_go_of_libraries
+from evaluation.resident import leave_out_libraries, let_go_of_libraries
 from evaluation.running import OpenSubject
 from evaluation.slicing import take_rows
 from evaluation.subjects import Subject
@@ -62,7 +63,7 @@ def recheck(
     """
     started = time.perf_counter()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    give_memory_back()
+    give_freed_memory_back()
     leave_out_libraries()
     numbers = _numbers(claimed.rows)
     path = folder / claimed.file

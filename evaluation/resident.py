@@ -8,9 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-#: `M_MMAP_THRESHOLD` of malloc.h: what is larger is mapped, and unmapped when it is freed.
-_MMAP_THRESHOLD = -3
-_LARGE_BYTES = 1024**2
 _UNNEEDED = ("scipy", "sklearn")
 #: `MADV_DONTNEED` of sys/mman.h.
 _DONT_NEED = 4
@@ -55,14 +52,9 @@ def free_bytes() -> int:
     return _field("/proc/meminfo", "MemAvailable")
 
 
-def give_memory_back() -> None:
-    """Have the C library give every large tensor's memory back when that is let go.
-
-    Otherwise it keeps what is smaller than the largest tensor that was ever let go, in a heap that
-    has holes, and the next batch of another length needs more on top.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+def writable_bytes() -> int:
+    """Give how much memory this process may write to, touched or not, as RLIMIT_DATA counts it."""
+    return _status("VmData")
 
 
 def leave_out_libraries() -> None:

@@ -68,6 +68,7 @@ class Checkpoints:
         self.job = job
         self._boot = _BOOT_ID.read_text().strip()
         self._file: str | None = None
+        self._is_full = False
 
     def find(self) -> Record | None:
         """Give how far attempts before this one had come; None where it has to begin."""
@@ -90,10 +91,20 @@ class Checkpoints:
             read_tensors(self._folder / self._file, tensors)
 
     def write(self, record: Record, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write how far it is; what was there stays until this is whole."""
+        """Write how far it is; what was there stays until this is whole.
+
+        A disk without room ends the checkpoints, not the training.
+        """
+        if self._is_full:
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"training-{record.steps_done}.safetensors"
-        write_tensors(self._folder / name, tensors)
+        try:
+            write_tensors(self._folder / name, tensors)
+        except OSError:
+            self._is_full = True
+            (self._folder / name).unlink(missing_ok=True)
+            return
         about = {"boot": self._boot, "file": name, "record": asdict(record)}
         partial = self._folder / f"{_NAME}.part"
         partial.write_text(json.dumps(about))

@@ -4,23 +4,16 @@ On a processor the peak is the kernel's high-water mark of resident memory, whic
 each measurement; on a GPU it is what torch's allocator reserved.
 """
 
-import ctypes
 import gc
 import resource
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Protocol
 
-import psutil
 import torch
 
-#: `M_MMAP_THRESHOLD` of malloc.h: what is larger is mapped, and unmapped when it is freed.
-_MMAP_THRESHOLD = -3
-_LARGE_BYTES = 256 * 1024
-#: Where the kernel is told to forget the high-water mark: 5 resets it (proc(5)).
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
+from evaluation.freed_memory import give_freed_memory_back
+from evaluation.resident import PeakMeter, free_bytes, level_bytes, writable_bytes
+
 #: What is left of a limit for what no probe sees: libraries' own memory, files that are read.
 _RESERVE_BYTES = 24 * 1024**2
 _RESERVE_SHARE = 0.02
@@ -59,41 +52,41 @@ class HostGauge:
 
     Args:
         budget_bytes: The budget; None takes what the machine has free.
+        is_capped: Whether the kernel is to refuse more. A GPU's driver reserves addresses without
+            end, which count there.
 
     Attributes:
         limit_bytes: The budget less a reserve.
-        whole_peak_bytes: The highest mark ever seen.
     """
 
     limit_bytes: int
-    whole_peak_bytes: int
 
-    def __init__(self, budget_bytes: int | None) -> None:
-        give_memory_back()
-        free = int(_FREE_SHARE * psutil.virtual_memory().available)
-        allowed = budget_bytes or _status("VmRSS") + free
+    def __init__(self, budget_bytes: int | None, *, is_capped: bool = True) -> None:
+        give_freed_memory_back()
+        allowed = budget_bytes or level_bytes() + int(_FREE_SHARE * free_bytes())
         self.limit_bytes = allowed - min(
             _RESERVE_BYTES + int(_RESERVE_SHARE * allowed), allowed // 4
         )
-        self.whole_peak_bytes = _status("VmHWM")
-        if budget_bytes is not None:
+        self._meter = PeakMeter()
+        if budget_bytes is not None and is_capped:
             _cap(budget_bytes)
 
     def reset(self) -> None:
         """Forget the peak."""
-        self.whole_peak_bytes = max(self.whole_peak_bytes, _status("VmHWM"))
-        with suppress(OSError):
-            _CLEAR_REFS.write_text("5")
+        self._meter.take()
 
     def held_bytes(self) -> int:
         """Give the resident memory now."""
-        return _status("VmRSS")
+        return level_bytes()
 
     def peak_bytes(self) -> int:
-        """Give the highest resident memory since the last reset."""
-        peak = _status("VmHWM")
-        self.whole_peak_bytes = max(self.whole_peak_bytes, peak)
-        return peak
+        """Give the highest resident memory since it was last asked for or reset."""
+        return self._meter.take()
+
+    @property
+    def whole_peak_bytes(self) -> int:
+        """The highest resident memory since the process began, as far as it was asked for."""
+        return self._meter.most_bytes
 
     def budget_for(self, peak_bytes: int) -> int:
         """Give the smallest budget whose limit is not below a peak."""
@@ -182,29 +175,15 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return "not enough memory" in text or "can't allocate memory" in text
 
 
-def give_memory_back() -> None:
-    """Have the C library return the memory of every tensor as soon as that is let go."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
-
-
 def _cap(budget_bytes: int) -> None:
     """Have the kernel refuse memory beyond a budget, so that what does not fit fails by itself.
 
     The kernel counts what a process may write to, touched or not, and no files; so the limit is
     what is counted now and what resident memory may still grow by.
     """
-    room = max(0, budget_bytes - _status("VmRSS"))
+    room = max(0, budget_bytes - level_bytes())
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = _status("VmData") + room
+    wanted = writable_bytes() + room
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
-
-
-def _status(field: str) -> int:
-    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    return 0

@@ -1,8 +1,8 @@
 """Trains a model: opens it, finds what fits into memory, runs the loop, writes what came of it."""
 
-import resource
+import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,24 +15,21 @@ from blake3 import blake3
 from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from jobs.recipe import ENGINE_VERSION, Recipe
-from jobs.training import Decision, LossPoint, Training
-from jobs.training import Look as LookReport
+from jobs.training import Decision, Training
 from training.batches import RowOrder
 from training.checkpoints import Checkpoints, Record
+from training.course import OnStep, run_course, state_of, weights_of
 from training.loop import Loop, Rows
 from training.masks import sparse_parameters
+from training.measuring import measured
 from training.memory import DeviceGauge, HostGauge, fits
 from training.opening import open_trainable
-from training.optimizers import embedding_names, optimizer_state, state_bytes
+from training.optimizers import embedding_names
 from training.rows import Row, RowStore, rows_of
 from training.settling import Settler
 from training.teaching import taught_rows
 from training.trainables import Trainable
 
-_MOST_LOSSES = 200
-#: A checkpoint takes time; no more than this share of it, and none sooner than a second.
-_SECONDS_BETWEEN_CHECKPOINTS = 1.0
-_CHECKPOINT_SHARE = 0.05
 _WEIGHT_SUFFIXES = (".safetensors", ".pt2")
 
 
@@ -57,26 +54,6 @@ class Place:
     device: str
 
 
-@dataclass(frozen=True)
-class Told:
-    """How far a training is.
-
-    Attributes:
-        done: Optimizer steps.
-        total: Of so many.
-        loss: Of the last one.
-        rows_per_second: So far.
-    """
-
-    done: int
-    total: int
-    loss: float | None
-    rows_per_second: float | None
-
-
-OnStep = Callable[[Told], None]
-
-
 def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
     """Train a model.
 
@@ -96,7 +73,7 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
     step = recipe.finetune_step
     if step is None:
         raise Problem("internal_error", "The recipe has no finetune step.")
-    host = HostGauge(recipe.budget.host_memory)
+    host = HostGauge(recipe.budget.host_memory, is_capped=place.device == "cpu")
     place.scratch.mkdir(exist_ok=True)
     row_folder = _emptied(place.scratch / "rows")
     taught = _teach(place, step, row_folder) if step.distill else None
@@ -111,9 +88,9 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
         settler = Settler(trainable, parameters, step, partial(_longest, trainable, rows), gauge)
         loop = _begin(trainable, step, rows, settler, checkpoints)
         resumed_at = loop.record.steps_done or None
-        stopped = _run(loop, checkpoints, gauge.held_bytes, on_step)
+        stopped = run_course(loop, checkpoints, gauge.held_bytes, on_step)
     if step.keep_best and loop.record.best is not None:
-        checkpoints.read_best(_weights(loop))
+        checkpoints.read_best(weights_of(loop))
     # Before it is written: adapters become part of other weights.
     weights = sum(parameter.numel() for parameter in loop.parameters.values())
     held = sum(int((loop.parameters[name] == 0).sum()) for name in loop.sparse)
@@ -121,7 +98,7 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
     checkpoints.remove()
     _empty(row_folder)
     counted = (weights, held, sum(lost.values()))
-    return _report(loop, host, gauge, counted, stopped, resumed_at, started)
+    return measured(loop, host, gauge, counted, stopped, resumed_at, started)
 
 
 def _open(folder: Path, place: Place, step: FinetuneStep) -> Trainable:
@@ -142,7 +119,11 @@ def _rows(trainable: Trainable, place: Place, step: FinetuneStep) -> Iterator[Ro
 def _teach(place: Place, step: FinetuneStep, folder: Path) -> RowStore:
     """Write the rows down with what the model that came in answers; it is let go afterwards."""
     teacher = _open(place.original, place, step)
-    return RowStore(folder, taught_rows(teacher, place.dataset, step))
+    store = RowStore(folder, taught_rows(teacher, place.dataset, step))
+    del teacher
+    # What refers to itself is let go only when it is looked for.
+    gc.collect()
+    return store
 
 
 def _split(store: RowStore, step: FinetuneStep) -> Rows:
@@ -193,73 +174,8 @@ def _begin(
     sparse = tuple(sparse_parameters(setting.parameters, embeddings))
     loop = Loop(trainable, sparse, step, rows, setting, total, found)
     # They are read into place: the states are those of the optimizer itself.
-    checkpoints.read(_state(loop))
+    checkpoints.read(state_of(loop))
     return loop
-
-
-def _run(
-    loop: Loop, checkpoints: Checkpoints, held_bytes: Callable[[], int], on_step: OnStep
-) -> bool:
-    """Do all steps, and say whether it was over early."""
-    record, step = loop.record, loop.step
-    written = time.monotonic()
-    pause = _SECONDS_BETWEEN_CHECKPOINTS
-    _tell(loop, on_step)
-    while record.steps_done < loop.total:
-        if step.evaluate_every and record.steps_done % step.evaluate_every == 0:
-            _look(loop, checkpoints)
-            if _is_over(loop):
-                return True
-        loop.advance(held_bytes)
-        record.micro_batch_size = loop.setting.micro_batch_size
-        _tell(loop, on_step)
-        if time.monotonic() - written > pause:
-            begun = time.monotonic()
-            checkpoints.write(record, _state(loop))
-            written = time.monotonic()
-            pause = max(_SECONDS_BETWEEN_CHECKPOINTS, (written - begun) / _CHECKPOINT_SHARE)
-    if step.evaluate_every:
-        _look(loop, checkpoints)
-    return False
-
-
-def _look(loop: Loop, checkpoints: Checkpoints) -> None:
-    record = loop.record
-    if record.looks and record.looks[-1][0] == record.steps_done:
-        return
-    loss = loop.look()
-    is_best = all(loss < other for _, other in record.looks)
-    record.looks.append((record.steps_done, loss))
-    if is_best:
-        record.best = record.steps_done
-        if loop.step.keep_best:
-            checkpoints.write_best(_weights(loop))
-
-
-def _is_over(loop: Loop) -> bool:
-    """Tell whether no look was better for as many of them as patience has."""
-    losses = [loss for _, loss in loop.record.looks]
-    patience = loop.step.patience
-    return patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
-
-
-def _weights(loop: Loop) -> dict[str, torch.Tensor]:
-    return {name: parameter.data for name, parameter in loop.parameters.items()}
-
-
-def _state(loop: Loop) -> dict[str, torch.Tensor]:
-    """Give all that a training goes on from: weights and the optimizer's states."""
-    states = optimizer_state(loop.setting.optimizer, loop.parameters)
-    return {f"weight/{name}": tensor for name, tensor in _weights(loop).items()} | {
-        f"state/{name}": tensor for name, tensor in states.items()
-    }
-
-
-def _tell(loop: Loop, on_step: OnStep) -> None:
-    record = loop.record
-    speed = record.rows_seen / record.seconds if record.seconds else None
-    loss = record.losses[-1][0] if record.losses else None
-    on_step(Told(record.steps_done, loop.total, loss, speed))
 
 
 def _job(place: Place, recipe: Recipe) -> str:
@@ -283,52 +199,3 @@ def _empty(folder: Path) -> None:
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
-
-
-def _report(
-    loop: Loop,
-    host: HostGauge,
-    gauge: HostGauge | DeviceGauge,
-    counted: tuple[int, int, int],
-    stopped: bool,
-    resumed_at: int | None,
-    started: float,
-) -> Training:
-    record, step, rows = loop.record, loop.step, loop.rows
-    chosen = np.unique(np.linspace(0, len(record.losses) - 1, _MOST_LOSSES).astype(int))
-    has_tokens = int(rows.store.tokens.max()) > 1
-    seconds = max(record.seconds, 1e-9)
-    host.peak_bytes()
-    return Training(
-        objective=loop.trainable.objective,
-        optimizer=step.optimizer,
-        method=step.method,
-        rows=rows.trained,
-        held_out_rows=rows.held_out,
-        steps=record.steps_done,
-        epochs=record.rows_seen / rows.trained,
-        batch_size=step.batch_size,
-        micro_batch_size=loop.setting.micro_batch_size,
-        savings=loop.setting.savings,
-        decisions=loop.setting.decisions,
-        trained_parameters=counted[0],
-        weights_held_zero=counted[1] + counted[2],
-        frozen_statistics=loop.trainable.frozen_statistics,
-        losses=tuple(
-            LossPoint(step=i + 1, loss=loss, learning_rate=rate, resident_bytes=nbytes)
-            for i, (loss, rate, nbytes) in enumerate(record.losses)
-            if i in set(chosen.tolist())
-        ),
-        looks=tuple(LookReport(step=number, loss=loss) for number, loss in record.looks),
-        best_step=record.best if step.keep_best else None,
-        stopped_early=stopped,
-        resumed_at=resumed_at,
-        rows_per_second=record.rows_seen / seconds,
-        tokens_per_second=record.tokens_seen / seconds if has_tokens else None,
-        optimizer_bytes=state_bytes(loop.setting.optimizer),
-        resident_peak_bytes=max(
-            host.whole_peak_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        ),
-        device_peak_bytes=gauge.peak_bytes() if isinstance(gauge, DeviceGauge) else None,
-        seconds=time.perf_counter() - started,
-    )

@@ -23,9 +23,10 @@ def train(order: Order, on_progress: OnProgress) -> None:
     """
     with MemoryMeter() as meter:
         # They import torch and transformers, which is the job's own memory.
+        from training.course import Told  # noqa: PLC0415
         from training.program_reporting import build_program_report  # noqa: PLC0415
         from training.reporting import build_folder_report  # noqa: PLC0415
-        from training.running import Place, Told, finetune  # noqa: PLC0415
+        from training.running import Place, finetune  # noqa: PLC0415
 
         work = Path(order.work_folder)
         recipe = parse_recipe(order.recipe)
