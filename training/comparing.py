@@ -10,7 +10,7 @@ from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
 from jobs.safetensors_header import TensorSpec
 
-_PIECE_BYTES = 8 * 1024**2
+_PIECE_BYTES = 2 * 1024**2
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 

@@ -63,13 +63,17 @@ class HostGauge:
 
     def __init__(self, budget_bytes: int | None, *, is_capped: bool = True) -> None:
         give_freed_memory_back()
+        self._capped_bytes = budget_bytes if is_capped else None
         allowed = budget_bytes or level_bytes() + int(_FREE_SHARE * free_bytes())
-        self.limit_bytes = allowed - min(
-            _RESERVE_BYTES + int(_RESERVE_SHARE * allowed), allowed // 4
-        )
+        self.limit_bytes = allowed - _reserve_bytes(allowed)
         self._meter = PeakMeter()
-        if budget_bytes is not None and is_capped:
-            _cap(budget_bytes)
+        if self._capped_bytes is not None:
+            _cap(self._capped_bytes)
+
+    def tighten(self) -> None:
+        """Have the kernel count anew, when libraries and model are in memory: their files too."""
+        if self._capped_bytes is not None:
+            _cap(self._capped_bytes - _reserve_bytes(self._capped_bytes) // 2)
 
     def reset(self) -> None:
         """Forget the peak."""
@@ -173,6 +177,10 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell whether an error says that the processor's memory is used up."""
     text = str(error)
     return "not enough memory" in text or "can't allocate memory" in text
+
+
+def _reserve_bytes(allowed: int) -> int:
+    return min(_RESERVE_BYTES + int(_RESERVE_SHARE * allowed), allowed // 4)
 
 
 def _cap(budget_bytes: int) -> None:

@@ -85,6 +85,7 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
     with closing(store):
         rows = _split(store, step)
         checkpoints = Checkpoints(place.scratch / "checkpoints", _job(place, recipe))
+        host.tighten()
         settler = Settler(trainable, parameters, step, partial(_longest, trainable, rows), gauge)
         loop = _begin(trainable, step, rows, settler, checkpoints)
         resumed_at = loop.record.steps_done or None

@@ -15,6 +15,7 @@ from jobs.problems import Problem
 from jobs.training import Decision
 from training.fitting import even_micro_batch, largest_micro_batch
 from training.in_backward import is_exact
+from training.least_memory import guess_least_bytes
 from training.memory import MemoryGauge, OutOfMemory, fits, peak_of
 from training.objectives import loss_sum, task_of
 from training.optimizers import build_optimizer, embedding_names
@@ -121,7 +122,7 @@ class Settler:
             self._turn_on(saving)
         optimizer = self._begin(savings)
         if optimizer is None:
-            raise self._refusal()
+            raise self._refusal(self._least_bytes(savings))
         self._decisions = list(decisions)
         return self._setting(micro_batch_size, savings, optimizer)
 
@@ -245,44 +246,47 @@ class Settler:
             )
         )
 
-    def _least_bytes(self, savings: tuple[str, ...]) -> int | None:
-        """Give about what one row takes at its peak, from what parts of it take; None untold."""
+    def _least_bytes(self, savings: tuple[str, ...]) -> int:
+        """Give about what one row takes at its peak, from what parts of it take, or guessed."""
         if self._decisions[-1].peak_bytes is not None:
             return self._decisions[-1].peak_bytes
-        optimizer = self._begin(savings)
         row = self._longest_rows(1)
-        tokens = row["input_ids"].shape[1] if "input_ids" in row else 0
-        if optimizer is None or tokens < _LEAST_TOKENS:
-            return None
-        lengths = (tokens // 4, tokens // 2)
-        peaks = []
-        for length in lengths:
-            part = {
-                name: values[:, :length] if values.shape[1:2] == (tokens,) else values
-                for name, values in row.items()
-            }
-            try:
-                peaks.append(peak_of(partial(self._learn, part), self._gauge))
-            except OutOfMemory:
-                return None
-        per_token = (peaks[1] - peaks[0]) / (lengths[1] - lengths[0])
-        return round(peaks[1] + _MARGIN * per_token * (tokens - lengths[1]))
+        tokens = row["input_ids"].shape[1] if "input_ids" in row else 1
+        held = self._gauge.held_bytes()
+        if self._begin(savings) is not None and tokens >= _LEAST_TOKENS:
+            peaks = [
+                self._peak_of_part(row, tokens, length) for length in (tokens // 4, tokens // 2)
+            ]
+            if None not in peaks:
+                quarter, half = (peak or 0 for peak in peaks)
+                return round(half + _MARGIN * (half - quarter) * 2)
+        embeddings = embedding_names(self._trainable.module)
+        return guess_least_bytes(held, self._parameters, embeddings, self._step, savings, tokens)
 
-    def _refusal(self, least_bytes: int | None = None) -> Problem:
+    def _peak_of_part(
+        self, row: Mapping[str, torch.Tensor], tokens: int, length: int
+    ) -> int | None:
+        part = {
+            name: values[:, :length] if values.shape[1:2] == (tokens,) else values
+            for name, values in row.items()
+        }
+        try:
+            return peak_of(partial(self._learn, part), self._gauge)
+        except OutOfMemory:
+            return None
+
+    def _refusal(self, least_bytes: int) -> Problem:
         tried = self._decisions[-1]
         said = ", ".join(tried.savings) or "nothing"
         peak = "memory ran out" if tried.peak_bytes is None else f"it was {tried.peak_bytes} bytes"
-        extra = {"limit_bytes": tried.limit_bytes}
-        smallest = ""
-        if least_bytes is not None:
-            extra["smallest_bytes"] = self._gauge.budget_for(least_bytes)
-            smallest = f" The smallest budget that fits is about {extra['smallest_bytes']}."
+        smallest = self._gauge.budget_for(least_bytes)
         return Problem(
             "memory_budget_exceeded",
             f"One row at a time does not fit: with {said} turned on {peak}, and "
-            f"{tried.limit_bytes} are allowed.{smallest} Raise the budget, lower max_length, name "
-            "more savings, or train fewer modules with include.",
-            extra=extra,
+            f"{tried.limit_bytes} are allowed. The smallest budget that fits is about {smallest}. "
+            "Raise the budget, lower max_length, name more savings, or train fewer modules with "
+            "include.",
+            extra={"limit_bytes": tried.limit_bytes, "smallest_bytes": smallest},
         )
 
 

@@ -23,8 +23,9 @@ _MOST_THREADS = 256
 _SMALL_FILES_BYTES = 256 * 1024**2
 #: Of a 16-bit model: two checkpoints of three float32 for each weight, and the best weights.
 _TRAINING_COPIES = 2 * 6 + 4
-#: Three fields of eight bytes for each token, of which a byte of text is one at most.
-_ROW_BYTES_PER_BYTE = 32
+#: Of a data set's byte: integers of its tokens and what another model answers to each, or what
+#: becomes of an image of a few hundred bytes; and of all rows together.
+_ROW_BYTES_PER_BYTE, _MOST_ROW_BYTES = 4096, 64 * 1024**3
 #: What libraries map and never use, which counts where the kernel limits a process's memory.
 _MAPPED_BYTES = 2 * 1024**3
 
@@ -146,13 +147,14 @@ def most_written_bytes(order: Order) -> int:
     Returns:
         Bytes, of one file and of all together: the artifact's, and what data decided about, which
         is written beside it, twice where it was smoothed before. What training goes on from is
-        written twice: weights and two moments in float32; and the rows of its data set, as
-        integers. The answers of an infer step come on top.
+        written twice: weights and two moments in float32; and the rows of its data set, as the
+        model takes them. The answers of an infer step come on top.
     """
     copies = 4 if order.recipe.get("calibrate") is not None else 2
     data = most_answer_bytes(order.recipe)
     if order.task == "finetune" and order.dataset is not None:
         copies += _TRAINING_COPIES
-        data += _ROW_BYTES_PER_BYTE * Path(order.dataset).stat().st_size
+        rows = _ROW_BYTES_PER_BYTE * Path(order.dataset).stat().st_size
+        data += min(rows, _MOST_ROW_BYTES)
     files = (path for path in Path(order.model_folder).rglob("*") if path.is_file())
     return copies * sum(path.stat().st_size for path in files) + data + _SMALL_FILES_BYTES

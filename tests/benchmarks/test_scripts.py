@@ -79,6 +79,11 @@ def fill(page, script, options, rows):
             ("--steps", "2", "--size", "2M", "--rows", "2", "--no-peer", "--methods", "wanda 50 %"),
             {"calibration-quality": ("wanda 50 %",), "calibration-memory": ("wanda 50 %",)},
         ),
+        (
+            "finetuning",
+            ("--layers", "1", "--batch", "2", "--steps", "1", "--share", "1.5", "--no-peer"),
+            {"finetuning": ("plain PyTorch, the whole batch", "ours, a budget of 150%")},
+        ),
     ],
 )
 def test_a_script_fills_the_tables_between_its_markers(tmp_path, script, options, rows):
@@ -112,6 +117,7 @@ def test_the_page_has_the_markers_of_every_script():
         "strangers",
         "calibration-quality",
         "calibration-memory",
+        "finetuning",
         "chaos",
         "chaos-plain",
         "engine",

@@ -67,4 +67,4 @@ def test_a_budget_that_is_too_small_is_refused_with_one_that_works(materials):
     kept = train(materials, budget=refused["smallest_bytes"])
 
     assert kept["peak"] <= kept["budget"]
-    assert kept["peak"] > 0.9 * kept["budget"]
+    assert kept["peak"] > 0.75 * kept["budget"]

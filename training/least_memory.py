@@ -1,0 +1,51 @@
+"""What training takes with one row at a time, guessed where not even part of one could be tried."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+
+from jobs.finetuning import FinetuneStep
+
+_FLOAT_BYTES = 4
+#: By optimizer: bytes of its states for each trained weight.
+_STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.2, "adafactor": 0.2, "sgd": 4.0}
+#: A gradient is made beside the one that it is added to; of a tied weight, one at each place.
+_GRADIENTS_AT_ONCE = 2
+#: Logits in their own dtype and in float32, their softmax, and their gradient.
+_LOGITS_AT_ONCE = 4
+_MARGIN = 1.1
+
+
+def guess_least_bytes(
+    held_bytes: int,
+    parameters: Mapping[str, torch.nn.Parameter],
+    embeddings: Collection[str],
+    step: FinetuneStep,
+    savings: Collection[str],
+    tokens: int,
+) -> int:
+    """Guess the peak of one row.
+
+    Args:
+        held_bytes: What is held without gradients and states.
+        parameters: What is trained, by name.
+        embeddings: Names of those whose states are never of 8 bits.
+        step: Names the optimizer.
+        savings: What is turned on.
+        tokens: Of the longest row.
+
+    Returns:
+        Bytes: what is held, gradients, states, and what the largest weight and the logits take
+        while gradients are computed; the activations of other layers are in a margin of a tenth.
+    """
+    has_8bit = "adamw8bit" in savings or step.optimizer == "adamw8bit"
+    optimizer = "adamw8bit" if has_8bit else step.optimizer
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+    whole = sum(sizes[name] for name in embeddings if name in sizes)
+    states = _STATE_BYTES[optimizer] * (sum(sizes.values()) - whole)
+    states += _STATE_BYTES["adamw" if has_8bit else optimizer] * whole
+    gradients = 0 if "optimizer_in_backward" in savings else sum(sizes.values())
+    classes = max((len(p) for p in parameters.values() if p.ndim > 1), default=0)
+    floats = gradients + _GRADIENTS_AT_ONCE * max(sizes.values(), default=0)
+    floats += _LOGITS_AT_ONCE * tokens * classes
+    return held_bytes + round(_MARGIN * (states + _FLOAT_BYTES * floats))
