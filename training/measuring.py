@@ -1,6 +1,5 @@
 """Puts together what was measured of a training, for the report."""
 
-import resource
 import time
 
 import numpy as np
@@ -69,9 +68,8 @@ def measured(
         rows_per_second=record.rows_seen / seconds,
         tokens_per_second=record.tokens_seen / seconds if has_tokens else None,
         optimizer_bytes=state_bytes(loop.setting.optimizer),
-        resident_peak_bytes=max(
-            host.whole_peak_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        ),
+        # Not the system's own maximum, which a process takes over from the one that started it.
+        resident_peak_bytes=host.whole_peak_bytes,
         device_peak_bytes=gauge.peak_bytes() if isinstance(gauge, DeviceGauge) else None,
         seconds=time.perf_counter() - started,
     )
