@@ -20,6 +20,15 @@ from jobs.store import connect
 from jobs.tenants import DEFAULT_TENANT, Tenants
 from worker.supervisor import Supervisor
 
+LLAMA = {
+    "vocab_size": 101,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 INT8 = {"steps": [{"op": "quantize", "scheme": "w8a16"}]}
 
 
@@ -148,3 +157,15 @@ def put(workshop):
         return ("ds_" if store == "datasets" else "mdl_") + digest
 
     return put
+
+
+@pytest.fixture
+def llama(tmp_path, put):
+    """Store a small language model as a transformers folder."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    folder = tmp_path / "llama"
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).save_pretrained(folder)
+    return put(folder)

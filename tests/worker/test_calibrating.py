@@ -7,28 +7,10 @@ import threading
 import psutil
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save
 
-LLAMA = {
-    "vocab_size": 101,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
 WANDA = {"op": "prune", "method": "wanda", "sparsity": 0.5}
 GPTQ = {"op": "quantize", "scheme": "w8a8", "method": "gptq"}
-
-
-@pytest.fixture
-def llama(tmp_path, put):
-    torch.manual_seed(0)
-    folder = tmp_path / "llama"
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).save_pretrained(folder)
-    return put(folder)
 
 
 @pytest.fixture

@@ -5,25 +5,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save
 
-LLAMA = {
-    "vocab_size": 101,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
+from tests.worker.conftest import LLAMA
+
 PRUNE = {"op": "prune", "sparsity": 0.5}
 INT8 = {"op": "quantize", "scheme": "w8a16"}
-
-
-@pytest.fixture
-def llama(tmp_path, put):
-    torch.manual_seed(0)
-    folder = tmp_path / "llama"
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).save_pretrained(folder)
-    return put(folder)
 
 
 @pytest.fixture
@@ -187,3 +172,19 @@ def test_evaluation_between_steps_tells_of_each_and_changes_no_byte(workshop, ll
     files = {f.path: f.blake3 for f in whole.artifact.files if f.path.endswith(".safetensors")}
     others = {f.path: f.blake3 for f in split.artifact.files if f.path.endswith(".safetensors")}
     assert files == others
+
+
+def test_a_cancelled_training_leaves_nothing_behind(workshop, llama, tokens, wait_until):
+    job_id = workshop.submit(llama, {"steps": [finetune(tokens(), steps=5000)]})
+    kept = workshop.blobs.job_folder(job_id)
+
+    def cancel(_runner):
+        wait_until(
+            lambda: list(kept.glob("work-*/training/checkpoints/*.json")), "a checkpoint", 60
+        )
+        workshop.store.cancel(job_id)
+
+    workshop.while_running(job_id, cancel)
+
+    assert workshop.store.get(job_id).state == "cancelled"
+    assert list(kept.glob("work-*")) == []
