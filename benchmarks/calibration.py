@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ _PEER_HAS = STEPS.keys() - {
     "magnitude 50 %, by row",
     "wanda 50 %, by tensor",
 }
-_JUDGED_ROWS = 128
+_JUDGED_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="modelpress-calibration-") as name:
         folder = Path(name)
         with running_stack(folder / "data") as running, Client(running.url) as client:
-            quality = list(_compare_quality(folder, client, arguments))
-            memory = list(_compare_memory(folder, client, arguments))
-    publish(arguments.page, "calibration-quality", _quality_text(machine, quality, arguments))
-    publish(arguments.page, "calibration-memory", _memory_text(machine, memory, arguments))
+            train(folder / "small", arguments.steps if "quality" in arguments.parts else 1)
+            if "quality" in arguments.parts:
+                quality = _quality_text(
+                    machine, _compare_quality(folder, client, arguments), arguments
+                )
+                publish(arguments.page, "calibration-quality", quality)
+            if "memory" in arguments.parts:
+                memory = _memory_text(
+                    machine, _compare_memory(folder, client, arguments), arguments
+                )
+                publish(arguments.page, "calibration-memory", memory)
 
 
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000, help="of the training; default 1000")
+    parser.add_argument(
+        "--parts", nargs="+", choices=("quality", "memory"), default=("quality", "memory")
+    )
+    parser.add_argument("--steps", type=int, default=4000, help="of the training; default 4000")
     parser.add_argument("--size", choices=SIZES, default="1.1B", help="of the large model")
     parser.add_argument("--rows", type=int, default=16, help="that it is taken through; default 16")
     parser.add_argument("--methods", nargs="+", choices=STEPS, default=list(STEPS))
@@ -113,7 +123,6 @@ def _compare_quality(
     folder: Path, client: Client, arguments: argparse.Namespace
 ) -> Iterator[tuple[str, ...]]:
     model = folder / "small"
-    train(model, arguments.steps)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     seen, held_out = (torch.tensor(tokenizer("\n".join(part))["input_ids"]) for part in texts())
     judge = Judge(model, _rows_of(held_out, _JUDGED_ROWS))
@@ -210,13 +219,13 @@ def _rows_of(ids: torch.Tensor, count: int) -> torch.Tensor:
     return torch.stack([ids[start : start + LENGTH] for start in starts.tolist()])
 
 
-def _quality_text(head: str, rows: list[tuple[str, ...]], arguments: argparse.Namespace) -> str:
+def _quality_text(head: str, rows: Iterable[tuple[str, ...]], arguments: argparse.Namespace) -> str:
     columns = ("method", "ours: perplexity ratio", "KL", f"{_PEER}: perplexity ratio", "KL")
     note = f"{arguments.steps} steps of training; 64 rows of {LENGTH} tokens to calibrate with."
     return f"{head} {note}\n\n{table(columns, rows)}"
 
 
-def _memory_text(head: str, rows: list[tuple[str, ...]], arguments: argparse.Namespace) -> str:
+def _memory_text(head: str, rows: Iterable[tuple[str, ...]], arguments: argparse.Namespace) -> str:
     columns = ("method", "by", "seconds", "peak MB", "planned MB")
     note = f"A Llama of {arguments.size}, {arguments.rows} rows of 256 tokens; one run each."
     return f"{head} {note} Our jobs have a budget of {_BUDGET}.\n\n{table(columns, rows)}"
