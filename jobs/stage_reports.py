@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import TypeVar
 
+from jobs.quality import Calibration
 from jobs.report import (
     DeviceMemory,
     HostMemory,
@@ -66,7 +67,7 @@ def _join(first: Report, second: Report) -> Report:
                 total_seconds=seconds, input_bytes_per_second=model.bytes / max(seconds, 1e-9)
             ),
             "verification": _verification(first.verification, second.verification),
-            "calibration": second.calibration or first.calibration,
+            "calibration": _calibration(first.calibration, second.calibration),
             "training": second.training or first.training,
             "versions": {**first.versions, **second.versions},
         }
@@ -116,6 +117,20 @@ def _device(first: DeviceMemory | None, second: DeviceMemory | None) -> DeviceMe
     if first is None or second is None:
         return first or second
     return max(first, second, key=lambda memory: memory.reserved_peak_bytes)
+
+
+def _calibration(first: Calibration | None, second: Calibration | None) -> Calibration | None:
+    if first is None or second is None:
+        return first or second
+    return Calibration(
+        rows=max(first.rows, second.rows),
+        tokens=_largest(first.tokens, second.tokens),
+        blocks=first.blocks + second.blocks,
+        smoothed_norms=(*first.smoothed_norms, *second.smoothed_norms),
+        error_ratios=first.error_ratios | second.error_ratios,
+        resident_peak_bytes=max(first.resident_peak_bytes, second.resident_peak_bytes),
+        seconds=first.seconds + second.seconds,
+    )
 
 
 def _verification(first: Verification | None, second: Verification | None) -> Verification | None:

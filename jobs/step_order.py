@@ -14,16 +14,24 @@ def parts_of(steps: Sequence[AnyStep]) -> list[tuple[AnyStep, ...]]:
         steps: Of a recipe.
 
     Returns:
-        The steps in order: a finetune step stands alone, and those between are together.
+        The steps in order. A finetune step stands alone. A calibrated one looks at the model as its
+        pass finds it, so it begins one, unless it rounds what data have just pruned.
     """
     parts: list[tuple[AnyStep, ...]] = []
     for step in steps:
-        is_alone = isinstance(step, FinetuneStep)
-        if parts and not is_alone and not isinstance(parts[-1][-1], FinetuneStep):
+        if parts and _go_together(parts[-1][-1], step):
             parts[-1] = (*parts[-1], step)
         else:
             parts.append((step,))
     return parts
+
+
+def _go_together(before: AnyStep, step: AnyStep) -> bool:
+    """Say whether a step is done in the pass that the one before it is done in."""
+    if isinstance(step, FinetuneStep) or isinstance(before, FinetuneStep):
+        return False
+    is_after_wanda = before.op == "prune" and before.is_calibrated and step.op == "quantize"
+    return is_after_wanda or not step.is_calibrated
 
 
 def without_infer(steps: Sequence[AnyStep]) -> tuple[AnyStep, ...]:
@@ -66,7 +74,7 @@ def refuse_disorder(steps: Sequence[AnyStep]) -> None:
 
 
 def refuse_uncalibrated(steps: Sequence[AnyStep], *, has_data: bool) -> None:
-    """Refuse calibrated steps without data, data without such steps, and what they cannot follow.
+    """Refuse calibrated steps without data, and data without such steps.
 
     Args:
         steps: Of a recipe.
@@ -83,27 +91,3 @@ def refuse_uncalibrated(steps: Sequence[AnyStep], *, has_data: bool) -> None:
             "no step needs the calibrate section: prune with method wanda, quantize with method "
             "gptq or smooth, or shrink by importance activation or taylor does"
         )
-    first = 0
-    for part in parts_of(steps):
-        _refuse_uncalibrated_part(part, first)
-        first += len(part)
-
-
-def _refuse_uncalibrated_part(steps: Sequence[AnyStep], first: int) -> None:
-    """Refuse calibrated steps that do not see the model as the part finds it."""
-    calibrated = [i for i, step in enumerate(steps) if step.is_calibrated]
-    is_shrunk = steps[0].op == "shrink"
-    if calibrated and calibrated[-1] > 0 and is_shrunk:
-        raise ValueError(
-            f"step {first + calibrated[-1] + 1} looks at the model as it came: shrink in a job "
-            "before this one, and give its artifact as the model"
-        )
-    prunes = [i for i, step in enumerate(steps) if step.op == "prune"]
-    if len([i for i in calibrated if i in prunes]) > 1:
-        raise ValueError("a recipe has at most one prune step with method wanda")
-    if calibrated and calibrated != list(range(calibrated[0], calibrated[-1] + 1)):
-        raise ValueError("calibrated steps follow one another: wanda, then gptq or smooth")
-    if calibrated and calibrated[0] in prunes and calibrated[0] > 0:
-        raise ValueError("wanda is the first step: it looks at the model as it came")
-    if calibrated and not is_shrunk and calibrated[0] not in prunes and prunes:
-        raise ValueError("gptq and smooth follow no prune step but wanda")

@@ -10,6 +10,7 @@ from jobs.program_archive import PROGRAM_NAME
 from jobs.recipe import Recipe
 from planning.aims import refuse_target
 from planning.architectures import guess_kinds, known_kinds
+from planning.folder_stages import predict_folder_stages
 from planning.inferring import join, predict_inference
 from planning.memory_model import Levels
 from planning.module_kinds import ModuleKinds
@@ -80,7 +81,10 @@ def forecast(
     plan = make_plan(left, asked, recipe, shrinkage=shrinkage)
     refuse_target(plan, pointer)
     assumed = replace(levels, inspection_bytes=0) if is_exact else levels
-    prediction = predict(plan, assumed)
+    if len(recipe.stages) > 1:
+        prediction = predict_folder_stages(checkpoint, asked, recipe, assumed)
+    else:
+        prediction = predict(plan, assumed)
     if step is not None:
         prediction = join(prediction, predict_inference(checkpoint, step, budget, levels, rows))
     return Forecast(plan, prediction, assumed, is_exact, asked)

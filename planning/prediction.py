@@ -1,6 +1,7 @@
 """What a planned job will cost, step by step, and whether its budget allows that."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from jobs.finetuning import FinetuneStep
 from jobs.problems import Detail, Problem
@@ -113,6 +114,28 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
         least_host_bytes=least,
         least_device_bytes=model.least_device_bytes,
         buffers=buffers,
+    )
+
+
+def joined(predicted: Sequence[Prediction]) -> Prediction:
+    """Join the predictions of a recipe's stages.
+
+    Args:
+        predicted: In order; each stage's model is what the one before it makes.
+
+    Returns:
+        All of their steps, the last one's artifact, and the memory of the stage that needs most.
+    """
+    largest = max(predicted, key=lambda one: one.host_peak_bytes)
+    on_devices = [one.device_peak_bytes for one in predicted if one.device_peak_bytes is not None]
+    least = [one.least_device_bytes for one in predicted if one.least_device_bytes is not None]
+    return replace(
+        largest,
+        steps=tuple(step for one in predicted for step in one.steps),
+        artifact_bytes=predicted[-1].artifact_bytes,
+        device_peak_bytes=max(on_devices, default=None),
+        least_host_bytes=max(one.least_host_bytes for one in predicted),
+        least_device_bytes=max(least, default=None),
     )
 
 

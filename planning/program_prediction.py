@@ -5,7 +5,7 @@ from dataclasses import replace
 from jobs.finetuning import FinetuneStep
 from jobs.steps import PruneStep, ShrinkStep, method_of
 from planning.memory_model import Levels
-from planning.prediction import Prediction, StepPrediction
+from planning.prediction import Prediction, StepPrediction, joined
 from planning.program_plan import ProgramPlan
 from planning.program_stages import ProgramStages
 from planning.program_training import find_trained
@@ -41,19 +41,14 @@ def predict_stages(stages: ProgramStages, levels: Levels) -> Prediction:
     Returns:
         The prediction: of all steps; memory is that of the stage that needs most.
     """
-    predicted = [predict_program(plan, levels) for plan in stages.plans]
-    steps: list[StepPrediction] = []
+    predicted: list[Prediction] = []
     nbytes = stages.program.file_bytes
-    for one in predicted:
-        steps += [*one.steps[:-1], replace(one.steps[-1], bytes_read=nbytes)]
+    for plan in stages.plans:
+        one = predict_program(plan, levels)
+        last = replace(one.steps[-1], bytes_read=nbytes)
+        predicted.append(replace(one, steps=(*one.steps[:-1], last)))
         nbytes = one.artifact_bytes
-    largest = max(predicted, key=lambda one: one.host_peak_bytes)
-    return replace(
-        largest,
-        steps=tuple(steps),
-        artifact_bytes=nbytes,
-        least_host_bytes=max(one.least_host_bytes for one in predicted),
-    )
+    return joined(predicted)
 
 
 def predict_program(plan: ProgramPlan, levels: Levels) -> Prediction:

@@ -96,12 +96,7 @@ def least_running_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     Returns:
         Bytes of resident memory; 0 where the model is not run.
     """
-    held = []
-    if recipe.evaluate is not None:
-        whole = LEAST_LIBRARY_BYTES + weight_bytes(checkpoint)
-        walk = walk_of(checkpoint, recipe, recipe.evaluate).least_bytes
-        # What has no blocks is in memory as a whole either way.
-        held.append(whole if recipe.gate.max_latency_ratio is not None else min(walk, whole))
+    held = [least_evaluating_bytes(checkpoint, recipe)]
     if recipe.calibrate is not None:
         # Gradients go through all of the model.
         weights = weight_bytes if _has_gradients(recipe) else largest_block_bytes
@@ -109,7 +104,17 @@ def least_running_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     if recipe.finetune_step is not None:
         trained = least_training_bytes(checkpoint, recipe.finetune_step)
         held.append(LEAST_LIBRARY_BYTES + trained)
-    return max(held, default=0)
+    return max(held)
+
+
+def least_evaluating_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Give what evaluating a model holds at least; 0 where the recipe does not."""
+    if recipe.evaluate is None:
+        return 0
+    whole = LEAST_LIBRARY_BYTES + weight_bytes(checkpoint)
+    walk = walk_of(checkpoint, recipe, recipe.evaluate).least_bytes
+    # What has no blocks is in memory as a whole either way.
+    return whole if recipe.gate.max_latency_ratio is not None else min(walk, whole)
 
 
 def running_bytes(checkpoint: Checkpoint, recipe: Recipe, targets: Iterable[Target]) -> int:
@@ -123,19 +128,23 @@ def running_bytes(checkpoint: Checkpoint, recipe: Recipe, targets: Iterable[Targ
     Returns:
         Bytes of resident memory; 0 where the model is not run.
     """
-    held = []
-    if recipe.evaluate is not None and is_walked(checkpoint, recipe):
-        walk = walk_of(checkpoint, recipe, recipe.evaluate)
-        held.append(walk.peak_bytes(recipe.budget.host_memory))
-    elif recipe.evaluate is not None:
-        held.append(whole_bytes(checkpoint))
+    held = [evaluating_bytes(checkpoint, recipe)]
     if recipe.calibrate is not None:
         held.append(_calibrating_bytes(checkpoint, recipe, recipe.calibrate, list(targets)))
     if recipe.finetune_step is not None:
         step = recipe.finetune_step
         trained = training_bytes(checkpoint, recipe, step, LIBRARY_BYTES)
         held.append(LIBRARY_BYTES + round(trained))
-    return max(held, default=0)
+    return max(held)
+
+
+def evaluating_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Give about what evaluating a model holds at its peak; 0 where the recipe does not."""
+    if recipe.evaluate is None:
+        return 0
+    if is_walked(checkpoint, recipe):
+        return walk_of(checkpoint, recipe, recipe.evaluate).peak_bytes(recipe.budget.host_memory)
+    return whole_bytes(checkpoint)
 
 
 def _calibrating_bytes(

@@ -1,6 +1,8 @@
 """Starts runners: each a fork of the warm template, each in a sandbox of its own."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -158,3 +160,18 @@ def most_written_bytes(order: Order) -> int:
         data += min(rows, _MOST_ROW_BYTES)
     files = (path for path in Path(order.model_folder).rglob("*") if path.is_file())
     return copies * sum(path.stat().st_size for path in files) + data + _SMALL_FILES_BYTES
+
+
+def most_kept_bytes(orders: Sequence[Order]) -> int:
+    """Give how much the runners of a job may write together.
+
+    Args:
+        orders: Of the job, and of all its runners.
+
+    Returns:
+        Bytes. What a stage begins with is not there before another one has made it, and is no
+        larger than the model.
+    """
+    model = orders[0].model_folder
+    writing = (replace(one, model_folder=model) for one in orders if one.task != "verify")
+    return sum(most_written_bytes(one) for one in writing)

@@ -45,7 +45,7 @@ from worker.measuring import take_measured
 from worker.orders import answering_orders, making_orders, running_orders, stage_orders
 from worker.runner import Order
 from worker.runner_process import Runner
-from worker.runners import Runners, most_written_bytes
+from worker.runners import Runners, most_kept_bytes
 from worker.stage_reports import read_stages
 from worker.work_files import ARTIFACT_NAME, REPORT_NAME
 
@@ -361,7 +361,7 @@ class Supervisor:
             runtime_seconds=self._runtime_seconds(budget),
             host_memory_bytes=budget.host_memory,
             work_folder=Path(orders[0].work_folder),
-            disk_bytes=sum(most_written_bytes(order) for order in orders if order.task != "verify"),
+            disk_bytes=most_kept_bytes(orders),
         )
 
     def _runtime_seconds(self, budget: Budget) -> float:

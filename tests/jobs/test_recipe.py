@@ -135,10 +135,6 @@ DATA = {"dataset": "ds_" + "0" * 64}
         ({"steps": [WANDA]}, "", "step 1 needs data: a calibrate section"),
         ({"steps": [PRUNE], "calibrate": DATA}, "", "no step needs the calibrate section"),
         ({"steps": [WANDA], "calibrate": {}}, "/calibrate/dataset", "Field required"),
-        ({"steps": [WANDA, WANDA], "calibrate": DATA}, "", "at most one prune step with method"),
-        ({"steps": [PRUNE, WANDA], "calibrate": DATA}, "", "wanda is the first step"),
-        ({"steps": [PRUNE, GPTQ], "calibrate": DATA}, "", "follow no prune step but wanda"),
-        ({"steps": [WANDA, PRUNE, GPTQ], "calibrate": DATA}, "", "follow one another"),
         ({"steps": [WANDA | {"scope": "global"}]}, "/steps/0", "not of all"),
         ({"steps": [WANDA | {"biases": True}]}, "/steps/0", "leave biases out"),
         ({"steps": [QUANTIZE | {"smooth": 0.5}]}, "/steps/0", "smooth is for scheme w8a8"),
@@ -218,15 +214,33 @@ def test_data_may_decide_what_shrink_keeps_before_steps_that_need_none():
     assert recipe.shrink_step.importance == "activation"
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "activation"])
-def test_what_data_decide_follows_no_shrink_step(importance):
-    steps = [BY_DATA | {"importance": importance}, GPTQ]
-
-    with pytest.raises(Problem, match="shrink in a job before this one"):
-        parse_recipe({"steps": steps, "calibrate": {"dataset": "ds_" + "0" * 64}})
-
-
+SHRINK = {"op": "shrink", "width": 0.5}
 INFER = {"op": "infer", "dataset": "ds_" + "1" * 64}
+FINETUNE = {"op": "finetune", "dataset": DATA["dataset"], "steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("steps", "sizes"),
+    [
+        ([WANDA, GPTQ], [2]),
+        ([WANDA, PRUNE, QUANTIZE], [3]),
+        ([SHRINK, WANDA, GPTQ], [1, 2]),
+        ([BY_DATA, WANDA, GPTQ], [1, 2]),
+        ([BY_DATA, PRUNE, GPTQ], [2, 1]),
+        ([PRUNE, GPTQ], [1, 1]),
+        ([WANDA, PRUNE, GPTQ], [2, 1]),
+        ([WANDA, WANDA], [1, 1]),
+        ([SHRINK, WANDA, FINETUNE, GPTQ, INFER], [1, 1, 1, 1]),
+    ],
+)
+def test_what_looks_at_the_model_as_it_is_by_then_begins_a_stage(steps, sizes):
+    recipe = parse_recipe({"steps": steps, "calibrate": DATA})
+
+    assert [len(stage.steps) for stage in recipe.stages] == sizes
+    # None but those that need data are taken through any.
+    assert [stage.calibrate is not None for stage in recipe.stages] == [
+        any(step.is_calibrated for step in stage.steps) for stage in recipe.stages
+    ]
 
 
 def test_an_infer_step_is_no_part_of_what_changes_the_model():

@@ -9,8 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from calibration.running import calibrate
+from engine.pipeline import compress
+from jobs.checkpoint import open_checkpoint
+from jobs.recipe import parse_recipe
+from planning.forecast import forecast
+from planning.memory_model import DEFAULT_LEVELS
+
 WANDA = {"op": "prune", "method": "wanda", "sparsity": 0.5}
 GPTQ = {"op": "quantize", "scheme": "w8a8", "method": "gptq"}
+BY_DATA = {"op": "shrink", "width": 0.5, "importance": "activation"}
 
 
 @pytest.fixture
@@ -101,13 +109,55 @@ def test_a_budget_is_held_by_the_calibration_too(workshop, llama, tokens):
     assert refused.failure["smallest_bytes"] <= memory["measured_peak_bytes"] <= 900 * 10**6
 
 
+def test_what_is_left_is_calibrated_as_in_jobs_one_after_the_other(
+    workshop, llama, tokens, tmp_path
+):
+    section = {"calibrate": {"dataset": tokens(), "rows": 16}}
+    parts = [[BY_DATA], [WANDA, GPTQ | {"smooth": 0.5}]]
+    recipe = {"steps": parts[0] + parts[1], **section}
+    model = workshop.blobs.files("models", llama.removeprefix("mdl_"))
+    data = workshop.blobs.files("datasets", section["calibrate"]["dataset"][3:]) / "data"
+
+    job = workshop.run(llama, recipe)
+
+    assert job.state == "succeeded", job.failure
+    report, folder = workshop.blobs.report(job.id), workshop.blobs.artifact_folder(job.id)
+    expected, found = [], model
+    for part in parts:
+        made, work = (tmp_path / f"{kind}-{len(part)}" for kind in ("made", "work"))
+        made.mkdir()
+        alone = parse_recipe({"steps": part, **section})
+        expected.append(calibrate(found, data, alone, work, lambda *_: None))
+        compress(found, made, alone, on_progress=lambda _: None, calibrated=work)
+        found = made
+    written, wanted = (load_file(one / "model.safetensors") for one in (folder, found))
+    assert written.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        # Another number of threads adds inputs up in another order.
+        assert (written[name] == tensor).float().mean() > 0.999, name
+    assert (folder / "config.json").read_bytes() == (found / "config.json").read_bytes()
+    told = report["calibration"]
+    assert told["error_ratios"] == pytest.approx(expected[1].error_ratios, rel=1e-3)
+    assert told["smoothed_norms"] == list(expected[1].smoothed_norms) != []
+    assert told["blocks"] == expected[0].blocks + expected[1].blocks == 4
+    assert report["memory"]["measured_peak_bytes"] >= told["resident_peak_bytes"]
+    assert [stage["steps"] for stage in report["stages"]] == [[1], [2, 3]]
+    assert {one["unit"] for one in report["shrunk"]["kept"]} == {"heads", "channels"}
+    planned = forecast(open_checkpoint(model), parse_recipe(recipe), DEFAULT_LEVELS).prediction
+    counted = ("bytes_read", "bytes_written", "tensors_changed")
+    for step, said in zip(planned.steps, report["steps"], strict=True):
+        assert [getattr(step, name) for name in counted] == [said[name] for name in counted]
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert planned.artifact_bytes == sum(sizes.values()) - sizes["manifest.json"]
+
+
 @pytest.mark.slow
 def test_a_job_that_is_killed_ends_with_the_bytes_of_one_that_was_not(
     workshop, llama, tokens, wait_until
 ):
     data = tokens(600)
     recipe = {
-        "steps": [WANDA, GPTQ],
+        "steps": [{"op": "shrink", "width": 0.5}, WANDA, GPTQ],
         "calibrate": {"dataset": data, "rows": 600, "batch_size": 4},
         "evaluate": {"dataset": data, "rows": 600},
     }
