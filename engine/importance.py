@@ -10,6 +10,9 @@ The groups of weights are those of LLM-Pruner (Ma et al., 2023, arXiv:2305.11627
 sums the importances of a group's weights; their product, unlike the sum, does not change where one
 weight of a group is multiplied by what another is divided by, which changes no answer either.
 
+Where all layers keep the same heads, because one table of biases has a column for each head of them
+all (T5), what a head may add in one layer is added to what it may in the others.
+
 Where a calibration has run the model, the norm of what a channel or head puts out is no bound but
 was measured: times that of the columns that take it, it is the importance by activation, which is
 that of Wanda (Sun et al., 2023, arXiv:2306.11695, section 3) for all weights of a column together.
@@ -99,7 +102,8 @@ class _Choice:
         self._entry = entry
         self._ticker = ticker
         self._missing = Counter(cut.group.name for cut in self._cuts)
-        self._factors: dict[str, dict[tuple[str, int], Tallies]] = {}
+        #: By group, what is multiplied in each layer.
+        self._factors: dict[str, dict[str, dict[tuple[str, int], Tallies]]] = {}
 
     def tasks(self, source: Source) -> Iterator[Task]:
         """Make a task for every tensor whose weights count."""
@@ -109,15 +113,16 @@ class _Choice:
     def take(self, cut: Cut, found: dict[int, Tallies], seconds: float) -> None:
         """Take the squared norms of one tensor's parts, by the number of the part, [U] each."""
         group = cut.group
-        factors = self._factors.setdefault(group.name, {})
+        factors = self._factors.setdefault(group.name, {}).setdefault(cut.block, {})
         # A bias belongs to its weight's rows.
         module = cut.source.name.rpartition(".")[0]
         for part, squares in found.items():
             factors[module, part] = factors.get((module, part), 0.0) + squares
         self._missing[group.name] -= 1
         if not self._missing[group.name]:
-            importance = np.prod(list(self._factors.pop(group.name).values()), axis=0)
-            self.kept[group.name] = _best(importance, group.kept)
+            layers = self._factors.pop(group.name).values()
+            products = [np.prod(list(found.values()), axis=0) for found in layers]
+            self.kept[group.name] = _best(np.sum(products, axis=0), group.kept)
         self._entry.seconds += seconds
         self._entry.bytes_read += cut.source.nbytes
         self._ticker.advance(cut.source.nbytes)

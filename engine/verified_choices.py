@@ -57,22 +57,25 @@ def check_choice(
 def _norms(
     files: TensorFiles, shrinkage: Shrinkage, group: Group, inputs: MeasuredImportance | None
 ) -> Values:
-    """Multiply the squared norms of the weights of each unit, and those of their inputs."""
+    """Multiply the squared norms of each unit's weights in a layer, and those of their inputs."""
     cuts = [cut for cut in shrinkage.cuts.values() if cut.group == group and cut.is_scored]
-    norms: dict[tuple[str, int], Values] = {}
+    norms: dict[str, dict[tuple[str, int], Values]] = {}
     for cut in cuts:
         squares = _squares(files, cut)
         if inputs is not None:
             squares = squares * inputs.read(cut.source.name, len(squares))
         for i, part in enumerate(cut.parts):
             if part.is_scored:
-                key = cut.source.name.rpartition(".")[0], i
+                own, key = norms.setdefault(cut.block, {}), (cut.source.name.rpartition(".")[0], i)
                 end = part.start + part.width * group.count
                 found = squares[part.start : end].reshape(group.count, part.width).sum(axis=1)
-                norms[key] = norms[key] + found if key in norms else found
-    importance = np.ones(group.count)
-    for norm in norms.values():
-        importance *= norm
+                own[key] = own[key] + found if key in own else found
+    importance = np.zeros(group.count)
+    for own in norms.values():
+        product = np.ones(group.count)
+        for norm in own.values():
+            product *= norm
+        importance += product
     return importance
 
 

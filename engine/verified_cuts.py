@@ -35,6 +35,11 @@ _CHANNELS = {
     "decoder_ffn_dim",
 }
 _LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"}
+#: How many heads there are, and groups of them, and of how many values: as most say it, or as T5.
+_HEADS = {
+    False: ("num_attention_heads", "num_key_value_heads", "head_dim"),
+    True: ("num_heads", "num_heads", "d_kv"),
+}
 _LISTS = {"layer_types", "no_rope_layers", "mlp_layer_types"}
 
 
@@ -170,7 +175,7 @@ def _is_meant(
         return value in kept_of["channels"]
     if key in _LAYERS:
         return value in map(len, layers)
-    if key == "num_key_value_heads":
+    if key in {"num_key_value_heads", "num_heads"}:
         return value in kept_of["heads"]
     return key in {"num_attention_heads", "head_dim"} and bool(kept_of["heads"])
 
@@ -180,10 +185,10 @@ def _check_heads(artifact: Checkpoint, shrinkage: Shrinkage) -> None:
     for name, cut in shrinkage.cuts.items():
         if cut.group.unit != "heads":
             continue
-        heads, groups, size = (
-            config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
-        )
+        heads, groups, size = (config[key] for key in _HEADS["num_heads" in config])
         sizes = {heads * size, groups * size, (heads + 2 * groups) * size}
+        if name.endswith(".relative_attention_bias.weight"):
+            sizes = {heads}
         # Where it is packed, its shape is another one, and checked with it.
         spec = artifact.tensors.get(name)
         if spec is not None and spec.shape[cut.axis] not in sizes:

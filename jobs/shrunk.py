@@ -14,7 +14,10 @@ class _Value(BaseModel):
 class Kept(_Value):
     """Of which heads, channels or layers some were left out."""
 
-    name: str = Field(description="Their module, as the model that came in calls it.")
+    name: str = Field(
+        description="Their module, as the model that came in calls it; with `*` in place of a "
+        "layer's number where all layers keep the same ones."
+    )
     unit: Literal["heads", "channels", "layers"]
     count: Count = Field(description="How many there were; heads that share keys count as one.")
     kept: str = Field(

@@ -27,6 +27,21 @@ class Channels:
 
 
 @dataclass(frozen=True)
+class HeadKeys:
+    """What a config says of heads.
+
+    Attributes:
+        number: The member that counts them.
+        groups: The member that counts keys and values; None where no heads share any.
+        size: The member that tells how many values a head has.
+    """
+
+    number: str = "num_attention_heads"
+    groups: str | None = "num_key_value_heads"
+    size: str = "head_dim"
+
+
+@dataclass(frozen=True)
 class Heads:
     """The heads of an attention, each with the keys and values that it shares with others.
 
@@ -38,6 +53,9 @@ class Heads:
         beside: Modules beside these whose sizes do not depend on the number of heads.
         fills_hidden: Whether the config's class refuses a hidden size that is no multiple of the
             number of heads.
+        keys: What the config says of them.
+        shared_bias: The module in the first layer whose weight has a column for each head of every
+            layer, so that all keep the same ones; None where there is none.
     """
 
     query: str
@@ -46,6 +64,8 @@ class Heads:
     output: str
     beside: tuple[str, ...] = ()
     fills_hidden: bool = False
+    keys: HeadKeys = HeadKeys()
+    shared_bias: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,13 +75,13 @@ class Stack:
     Attributes:
         path: The end of its name, before the number of a layer.
         channels: Of its MLP.
-        heads: Of its attention, or why they stay.
+        heads: Of its attentions, or why they stay.
         count_keys: The members of the config that count its layers, the one to write first.
     """
 
     path: str
     channels: Channels
-    heads: Heads | str
+    heads: tuple[Heads, ...] | str
     count_keys: tuple[str, ...]
 
 

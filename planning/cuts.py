@@ -12,10 +12,11 @@ from planning.stacks import Part, Unit
 
 @dataclass(frozen=True)
 class Group:
-    """The heads or channels of one layer, of which some are kept.
+    """The heads or channels of one layer, or of all that keep the same ones.
 
     Attributes:
-        name: The module that they belong to, as the model calls it.
+        name: The module that they belong to, as the model calls it; with ``*`` for its layer's
+            number where all keep the same.
         unit: What they are.
         count: How many the model has; heads that share keys and values are one.
         kept: How many are kept.
@@ -36,12 +37,15 @@ class Cut:
         axis: Along which of its axes.
         group: Whose heads or channels lie along it.
         parts: Where they lie.
+        block: The module in its own layer: what its weights say of a head is multiplied, and added
+            to what those of other layers say where all keep the same.
     """
 
     source: TensorSpec
     axis: int
     group: Group
     parts: tuple[Part, ...]
+    block: str
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 Dimension key: U units (heads with the keys and values that they share, or channels) of one layer.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from jobs.problems import Problem
@@ -43,12 +44,13 @@ def find_channels(layers: Layers, importance: Importance = "magnitude") -> Dimen
 
 
 def find_heads(
-    layers: Layers, config: dict[str, Any], importance: Importance = "magnitude"
+    layers: Layers, heads: Heads, config: dict[str, Any], importance: Importance = "magnitude"
 ) -> Dimension | str:
-    """Find the heads of a stack's attentions, or say why none of them can be left out.
+    """Find the heads of one of a stack's attentions, or say why none of them can be left out.
 
     Args:
         layers: The stack.
+        heads: Of which of its attentions.
         config: The members of config.json.
         importance: What decides which are.
 
@@ -59,15 +61,13 @@ def find_heads(
         Problem: `invalid_config`: the number of heads is missing or does not fit the tensors.
             `invalid_checkpoint`, as `find_channels`.
     """
-    heads = layers.stack.heads
-    if isinstance(heads, str):
-        return heads
-    number = config.get("num_attention_heads")
+    keys = heads.keys
+    number = config.get(keys.number)
     inputs = _size(layers, 0, heads.output, 1)
     if type(number) is not int or number < 1 or inputs % number:
         raise Problem(
             "invalid_config",
-            f"num_attention_heads is {number!r}; the {inputs} inputs of {heads.output} in "
+            f"{keys.number} is {number!r}; the {inputs} inputs of {heads.output} in "
             f"{layers.path} must be divisible by it.",
         )
     size = inputs // number
@@ -75,14 +75,14 @@ def find_heads(
     groups = (rows // size - number) // 2
     if heads.key is not None:
         groups = _size(layers, 0, heads.key, 0) // size
-    if groups < 1 or number % groups or config.get("head_dim") not in (None, size):
+    if groups < 1 or number % groups or config.get(keys.size) not in (None, size):
         raise Problem(
             "invalid_config",
-            f"{number} heads of {config.get('head_dim') or size} values do not fit the {rows} "
+            f"{number} heads of {config.get(keys.size) or size} values do not fit the {rows} "
             f"outputs of {heads.query} in {layers.path}.",
         )
     queries = number // groups
-    return _dimension(
+    dimension = _dimension(
         layers,
         "heads",
         tuple(name for name in (heads.query, heads.key, heads.value, heads.output) if name),
@@ -91,6 +91,25 @@ def find_heads(
         (queries, size),
         _roles_of_heads(heads, groups, queries, size, importance),
     )
+    if isinstance(dimension, str):
+        return dimension
+    return _with_shared_bias(replace(dimension, heads=heads), heads.shared_bias)
+
+
+def _with_shared_bias(dimension: Dimension, module: str | None) -> Dimension:
+    """Add the weight in the first layer that has a column for each head of all."""
+    if module is None:
+        return dimension
+    first, *others = dimension.pieces
+    if _size(dimension.layers, 0, module, 1) != dimension.count:
+        raise Problem(
+            "invalid_checkpoint",
+            f"Tensor '{dimension.layers.path}.0.{module}.weight' has no column for each of "
+            f"{dimension.count} heads.",
+        )
+    tensor = dimension.layers.tensors[0][f"{module}.weight"]
+    bias = Piece(tensor, 1, (Part(0, 1, is_scored=False),))
+    return replace(dimension, pieces=((bias, *first), *others))
 
 
 def _roles_of_heads(

@@ -5,13 +5,12 @@ the size of a head from their number, so there are always as many as fill the hi
 `tests/engine/test_shrinking.py` opens a shrunk model of every type and compares what it answers.
 """
 
-from planning.anatomy import Channels, Family, Heads, Stack
+from planning.anatomy import Channels, Family, HeadKeys, Heads, Stack
 
 _DERIVED = (
     "Its class takes a head to be as large as the hidden size over the number of heads, so none "
     "can be left out."
 )
-_SHARED_BIAS = "All layers share one position bias for each head, so none can be left out."
 _COUNT = ("num_hidden_layers",)
 _SLIDING = ("use_sliding_window", "layer_types")
 
@@ -42,7 +41,7 @@ def _family(
     is_transposed: bool = False,
     ordered_by: tuple[tuple[str | None, str | None], ...] = (),
 ) -> Family:
-    stack = Stack(path, channels, heads, count_keys)
+    stack = Stack(path, channels, heads if isinstance(heads, str) else (heads,), count_keys)
     return Family(frozenset(model_types), (stack,), is_transposed, ordered_by)
 
 
@@ -52,15 +51,25 @@ def _t5_mlp(layer: int) -> Channels:
     return Channels("d_ff", outputs, f"{block}.wo")
 
 
+def _t5_heads(block: str, shared_bias: str | None) -> Heads:
+    query, key, value, output = (f"{block}.{name}" for name in ("q", "k", "v", "o"))
+    # Files of before have one beside the heads of the cross-attention too, which nobody reads.
+    beside = (f"{block}.relative_attention_bias",)
+    keys = HeadKeys("num_heads", None, "d_kv")
+    return Heads(query, key, value, output, beside, keys=keys, shared_bias=shared_bias)
+
+
 _GATED = Channels("intermediate_size", (("mlp.gate_proj", "mlp.up_proj"),), "mlp.down_proj")
 _FUSED = Channels("intermediate_size", (("mlp.gate_up_proj",),), "mlp.down_proj", fused=2)
 _BERT = Channels(
     "intermediate_size", (("intermediate.dense",),), "output.dense", beside=("output.LayerNorm",)
 )
 _NORMS = ("q_norm", "k_norm")
+_T5_SELF = _t5_heads("layer.0.SelfAttention", "layer.0.SelfAttention.relative_attention_bias")
+_T5_CROSS = _t5_heads("layer.1.EncDecAttention", None)
 _T5 = (
-    Stack("encoder.block", _t5_mlp(1), _SHARED_BIAS, ("num_layers",)),
-    Stack("decoder.block", _t5_mlp(2), _SHARED_BIAS, ("num_decoder_layers",)),
+    Stack("encoder.block", _t5_mlp(1), (_T5_SELF,), ("num_layers",)),
+    Stack("decoder.block", _t5_mlp(2), (_T5_SELF, _T5_CROSS), ("num_decoder_layers",)),
 )
 _BART = (
     Stack(

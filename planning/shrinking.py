@@ -1,7 +1,8 @@
 """What a shrink step leaves of a model, told by headers and config alone.
 
 Every layer keeps the same number of heads and channels, because config.json has one size for all;
-which ones they are is found out from the weights, layer by layer (`engine.importance`). Which
+which ones they are is found out from the weights, layer by layer (`engine.importance`), or of all
+layers together, where a table in the first has a column for each head of all, as T5's has. Which
 layers go needs no look at weights: the deepest but the last, which Gromov et al., 2024,
 arXiv:2403.17887, section 4.4, found to be missed nearly as little as those that runs of the model
 would name (ShortGPT, arXiv:2403.03853). So a plan is exact.
@@ -113,19 +114,19 @@ def _new_names(checkpoint: Checkpoint, stacks: tuple[Layers, ...], depth: Depth)
 def _cut(
     sizes: Sizes, depth: Depth, names: Mapping[str, str]
 ) -> tuple[tuple[Group, ...], dict[str, Cut]]:
-    groups = []
+    groups: dict[str, Group] = {}
     cuts = {}
     for dimension, kept in sizes.chosen:
         path = dimension.layers.path
         for number in depth.kept.get(path, range(len(dimension.pieces))):
             pieces = dimension.pieces[number]
-            name = f"{path}.{number}.{dimension.block}"
-            group = Group(name, dimension.unit, dimension.count, kept)
-            groups.append(group)
+            block = f"{path}.{number}.{dimension.block}"
+            name = f"{path}.*.{dimension.block}" if dimension.is_shared else block
+            group = groups.setdefault(name, Group(name, dimension.unit, dimension.count, kept))
             for piece in pieces:
-                cut = Cut(piece.tensor, piece.axis, group, piece.parts)
+                cut = Cut(piece.tensor, piece.axis, group, piece.parts, block)
                 cuts[names[piece.tensor.name]] = cut
-    return tuple(groups), cuts
+    return tuple(groups.values()), cuts
 
 
 def _left_of(

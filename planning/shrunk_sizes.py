@@ -1,7 +1,7 @@
 """How many heads and channels every layer keeps, and why some cannot be left out."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -9,9 +9,8 @@ from typing import Any
 
 from jobs.report import Skipped
 from jobs.steps import ShrinkStep
-from planning.anatomy import Heads
 from planning.dimensions import find_channels, find_heads
-from planning.stacks import Dimension, Layers
+from planning.stacks import Dimension, Layers, Unit
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,15 @@ def choose_sizes(stacks: tuple[Layers, ...], step: ShrinkStep, config: dict[str,
     if step.width is None:
         return Sizes((), {}, ())
     found = [
-        (layers, unit, _decide(dimension, step, step.width))
+        (layers, unit, key, _decide(dimension, step, step.width))
         for layers in stacks
-        for unit, dimension in (
-            ("heads", find_heads(layers, config, step.importance)),
-            ("channels", find_channels(layers, step.importance)),
-        )
+        for unit, key, dimension in _dimensions(layers, step, config)
     ]
-    whole = {_size_key(layers, unit) for layers, unit, kept in found if isinstance(kept, str)}
+    whole = {key for _, _, key, kept in found if isinstance(kept, str)}
     chosen: list[tuple[Dimension, int]] = []
     edits: dict[str, Any] = {}
     skipped: list[Skipped] = []
-    for layers, unit, kept in found:
-        key = _size_key(layers, unit)
+    for layers, unit, key, kept in found:
         if isinstance(kept, str):
             skipped.append(_skip(layers, unit, kept))
         elif key in whole:
@@ -77,7 +72,21 @@ def choose_sizes(stacks: tuple[Layers, ...], step: ShrinkStep, config: dict[str,
         else:
             chosen.append(kept)
             edits |= _edits_of(*kept)
-    return Sizes(tuple(chosen), edits, tuple(skipped))
+    # Attentions of one layer stay for the same reason.
+    return Sizes(tuple(chosen), edits, tuple(dict.fromkeys(skipped)))
+
+
+def _dimensions(
+    layers: Layers, step: ShrinkStep, config: dict[str, Any]
+) -> Iterator[tuple[Unit, str, Dimension | str]]:
+    """Yield what a stack has heads and channels of, each with the config's member for it."""
+    heads = layers.stack.heads
+    if isinstance(heads, str):
+        yield "heads", f"heads of {layers.path}", heads
+    else:
+        for one in heads:
+            yield "heads", one.keys.number, find_heads(layers, one, config, step.importance)
+    yield "channels", layers.stack.channels.size_key, find_channels(layers, step.importance)
 
 
 def _skip(layers: Layers, unit: str, against: str) -> Skipped:
@@ -114,9 +123,8 @@ def _count(dimension: Dimension, step: ShrinkStep, width: float) -> int | str:
 def _is_allowed(groups: int, dimension: Dimension) -> bool:
     if dimension.unit == "channels":
         return True
-    heads = dimension.layers.stack.heads
     hidden = dimension.pieces[0][-1].tensor.shape[0]
-    is_bound = isinstance(heads, Heads) and heads.fills_hidden
+    is_bound = dimension.heads is not None and dimension.heads.fills_hidden
     return not is_bound or hidden % (groups * dimension.queries) == 0
 
 
@@ -144,16 +152,13 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _size_key(layers: Layers, unit: str) -> str:
-    # Heads of several stacks are never counted by one member.
-    return layers.stack.channels.size_key if unit == "channels" else f"heads of {layers.path}"
-
-
 def _edits_of(dimension: Dimension, kept: int) -> dict[str, Any]:
-    if dimension.unit == "channels":
+    if dimension.heads is None:
         return {dimension.layers.stack.channels.size_key: kept}
+    keys = dimension.heads.keys
+    groups = {} if keys.groups is None else {keys.groups: kept}
     return {
-        "num_attention_heads": kept * dimension.queries,
-        "num_key_value_heads": kept,
-        "head_dim": dimension.head_size,
+        keys.number: kept * dimension.queries,
+        **groups,
+        keys.size: dimension.head_size,
     }

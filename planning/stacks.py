@@ -10,7 +10,7 @@ from typing import Literal
 from jobs.checkpoint import Checkpoint
 from jobs.problems import Problem
 from jobs.safetensors_header import TensorSpec
-from planning.anatomy import Family, Stack
+from planning.anatomy import Family, Heads, Stack
 
 Unit = Literal["heads", "channels"]
 
@@ -76,6 +76,7 @@ class Dimension:
         queries: How many query heads a unit has; 1 for channels.
         head_size: How many values a head has; 1 for channels.
         pieces: By the number of a layer, what becomes smaller.
+        heads: What is known of the heads; None of channels.
     """
 
     layers: Layers
@@ -86,6 +87,12 @@ class Dimension:
     queries: int
     head_size: int
     pieces: tuple[tuple[Piece, ...], ...]
+    heads: Heads | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all layers keep the same units."""
+        return self.heads is not None and self.heads.shared_bias is not None
 
 
 def find_layers(checkpoint: Checkpoint, family: Family, stack: Stack) -> Layers | None:

@@ -49,13 +49,25 @@ MODELS = {
 }  # fmt: skip
 
 
+#: One whose heads are the same in all layers.
+SHARED = {
+    "t5": (
+        transformers.T5EncoderModel,
+        transformers.T5Config(
+            vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4
+        ),
+    )
+}
+
+
 @pytest.fixture
 def shrunk(tmp_path):
     """Have a model shrunk by data and verified; give all of it."""
 
     def shrink(name, importance, *more, dtype=torch.float32, spoil=lambda _: None, **members):
         torch.manual_seed(0)
-        model = MODELS[name][0](MODELS[name][1]).eval().to(dtype)
+        model_class, config, *_ = (MODELS | SHARED)[name]
+        model = model_class(config).eval().to(dtype)
         folders = {part: tmp_path / part for part in ("model", "work", "artifact")}
         for folder in folders.values():
             folder.mkdir()
@@ -145,6 +157,20 @@ def test_by_activation_those_are_kept_that_add_most_to_what_comes_after(shrunk, 
     assert (found.rows, found.blocks) == (14, 3)
     opened = MODELS[name][0].from_pretrained(artifact)
     assert opened.num_parameters() < model.num_parameters()
+
+
+def test_heads_of_all_layers_are_kept_by_what_they_add_in_all_of_them(shrunk):
+    model, batches, *_, report = shrunk("t5", "activation")
+
+    added = torch.zeros(4, dtype=torch.float64)
+    for block in model.encoder.block:
+        module = block.layer[0].SelfAttention.o
+        squares = inputs_of(model, module, batches).square().sum(0)
+        added += units_of(squares * by_input(module).square().sum(1), 4)
+    shared, *channels = report.shrunk.kept
+    assert shared.name == "encoder.block.*.layer.0.SelfAttention"
+    assert numbers_of(shared.kept, 4) == best(added, 2)
+    assert [one.unit for one in channels] == ["channels"] * 3
 
 
 def loss_of(model, batch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from jobs.problems import Problem
 from jobs.ranges import numbers_of
@@ -88,12 +88,12 @@ CASES = {
     "distilbert": ("DistilBertForMaskedLM", DISTIL, "ffn.lin2", None),
     "vit": ("ViTForImageClassification", VIT, "mlp.fc2", None),
     "deit": ("DeiTForImageClassification", VIT, "mlp.fc2", None),
-    "t5": ("T5ForConditionalGeneration", T5, "DenseReluDense.wo", None),
+    "t5": ("T5ForConditionalGeneration", T5, "DenseReluDense.wo", "o"),
     "mt5": (
         "MT5ForConditionalGeneration",
         T5 | {"feed_forward_proj": "gated-gelu"},
         "DenseReluDense.wo",
-        None,
+        "o",
     ),
     "whisper": ("WhisperForConditionalGeneration", WHISPER, "fc2", None),
     "mbart": ("MBartForConditionalGeneration", PAIR, "fc2", None),
@@ -182,14 +182,25 @@ def leave_out(model, kept, down, output):
             for number in sorted(set(range(one.count)) - set(numbers), reverse=True):
                 del layers[number]
             continue
-        end = down if one.unit == "channels" else output
-        layer = layer_of(model, one.name)
-        names = sorted((n for n, _ in layer.named_modules() if n.endswith(end)), key=len)
-        module = layer.get_submodule(names[0])
-        weight = module.weight.data if type(module).__name__ != "Conv1D" else module.weight.data.T
-        width = weight.shape[1] // one.count
-        for number in set(range(one.count)) - set(numbers):
-            weight[:, number * width : (number + 1) * width] = 0
+        for module in takers(model, one, down, output):
+            is_transposed = type(module).__name__ == "Conv1D"
+            weight = module.weight.data.T if is_transposed else module.weight.data
+            width = weight.shape[1] // one.count
+            for number in set(range(one.count)) - set(numbers):
+                weight[:, number * width : (number + 1) * width] = 0
+
+
+def takers(model, one, down, output):
+    """Give the modules that take what heads or channels give: of one layer, or of all."""
+    if one.unit == "heads":
+        pattern = own_name(one.name).replace(".", r"\.").replace("*", r"\d+")
+        end = output.rpartition(".")[2]
+        found = [m for n, m in model.named_modules() if re.fullmatch(rf"{pattern}\.{end}", n)]
+        assert found
+        return found
+    layer = layer_of(model, one.name)
+    names = sorted((n for n, _ in layer.named_modules() if n.endswith(down)), key=len)
+    return [layer.get_submodule(names[0])]
 
 
 def test_every_family_that_is_offered_is_tried_here():
@@ -290,12 +301,12 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("model_type", ["mistral", "gpt2", "phi3"])
+@pytest.mark.parametrize("model_type", ["mistral", "gpt2", "phi3", "t5"])
 def test_the_artifact_is_the_same_for_any_chunks_and_threads(make, press, model_type, recipe):
     _, folder = make(model_type)
 
-    # compressed-tensors has no Conv1D.
-    output = {"format": "safetensors" if model_type == "gpt2" else "auto"}
+    # compressed-tensors has no Conv1D, and T5 asks its weights for their dtype.
+    output = {"format": "auto" if model_type in {"mistral", "phi3"} else "safetensors"}
 
     artifacts = [
         press(folder, *RECIPES[recipe], chunk_bytes=n, threads=threads, output=output).folder
@@ -387,6 +398,66 @@ def test_sizes_that_the_config_class_refuses_are_not_made(make, press):
     reasons = [one.reason for one in report.skipped if one.op == "shrink"]
     assert len(reasons) == 1
     assert "hidden_size to be a multiple of num_attention_heads" in reasons[0]
+
+
+def test_heads_that_share_a_table_are_those_that_may_add_most_in_all_layers(make, press):
+    model, folder = make("t5")
+    with torch.no_grad():
+        # By its own weights, the last layer would keep others than the first.
+        for number, block in enumerate(model.encoder.block):
+            scale = torch.tensor([4.0, 3, 2, 1] if number < 2 else [1.0, 2, 3, 8])
+            block.layer[0].SelfAttention.v.weight.mul_(scale.repeat_interleave(8)[:, None])
+    model.save_pretrained(folder)
+
+    kept = {one.name: one for one in press(folder, HALF).report.shrunk.kept if one.unit == "heads"}
+
+    shared = "{}.block.*.layer.0.SelfAttention"
+    crossed = [f"decoder.block.{i}.layer.1.EncDecAttention" for i in range(3)]
+    assert list(kept) == [shared.format("encoder"), shared.format("decoder"), *crossed]
+    double = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
+    for name, one in kept.items():
+        numbers = range(3) if "*" in name else [0]
+        added = sum(bound_of(double, name.replace("*", str(number))) for number in numbers)
+        best = np.argsort(-added, kind="stable")[:2]
+        assert numbers_of(one.kept, one.count) == sorted(best), name
+    assert numbers_of(kept[shared.format("encoder")].kept, 4) == [0, 3]
+
+
+def bound_of(tensors, attention):
+    values = tensors[f"{attention}.v.weight"].reshape(4, -1)
+    outputs = tensors[f"{attention}.o.weight"].reshape(-1, 4, 8)
+    return (values**2).sum(1) * (outputs**2).sum((0, 2))
+
+
+def test_an_encoder_alone_loses_heads_and_layers_at_once(make, press):
+    model, folder = make("t5")
+    encoder = transformers.T5EncoderModel(model.config)
+    encoder.load_state_dict(model.state_dict(), strict=False)
+    encoder.save_pretrained(folder)
+
+    pressed = press(folder, HALF | {"layers": 0.6})
+
+    small = open_quietly(type(encoder), pressed.folder)
+    leave_out(encoder, pressed.report.shrunk.kept, "DenseReluDense.wo", "o")
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        answers = [one.eval()(ids).last_hidden_state for one in (small, encoder)]
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
+
+
+def test_a_table_that_nobody_reads_any_more_stays_whole(make, press):
+    model, folder = make("t5")
+    old = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    tensors = load_file(folder / "model.safetensors") | {old: torch.ones(32, 4)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    pressed = press(folder, HALF)
+
+    assert pressed.tensors[old].shape == (32, 4)
+    small = open_quietly(type(model), pressed.folder)
+    assert small.config.num_heads == 2
+    leave_out(model, pressed.report.shrunk.kept, "DenseReluDense.wo", "o")
+    torch.testing.assert_close(run(small), run(model), rtol=1e-4, atol=1e-4)
 
 
 def test_ties_keep_the_first_channels(make, press):

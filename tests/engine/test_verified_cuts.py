@@ -36,6 +36,10 @@ def folder(tmp_path):
 @pytest.fixture
 def check(folder, press):
     """Verify an artifact after something was done to it or its report."""
+    return checking(folder, press)
+
+
+def checking(folder, press):
     pressed = press(folder, HALF)
 
     def run(change):
@@ -105,6 +109,43 @@ def claim_another_size(_, artifact):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_what_is_not_as_it_should_be_is_refused(check, change, said):
+    with pytest.raises(Problem, match=said) as caught:
+        check(change)
+
+    assert caught.value.code == "invalid_artifact"
+
+
+def claim_all_heads(_, artifact):
+    config = json.loads((artifact / "config.json").read_text())
+    (artifact / "config.json").write_text(json.dumps(config | {"num_heads": 4}))
+
+
+def exchange_biases(_, artifact):
+    tensors = load_file(artifact / "model.safetensors")
+    name = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    tensors[name] = tensors[name].flip(1).contiguous()
+    save_file(tensors, artifact / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (claim_all_heads, "'num_heads' is not as"),
+        (exchange_biases, "relative_attention_bias"),
+        (keep_one_more, r"keeps 3 of encoder\.block\.\*\.layer\.0\.SelfAttention"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_heads_that_share_a_table_are_checked_with_it(tmp_path, press, change, said):
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=32, d_model=32, d_kv=8, d_ff=40, num_layers=3, num_heads=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    check = checking(tmp_path / "model", press)
+
+    check(lambda *_: None)
     with pytest.raises(Problem, match=said) as caught:
         check(change)
 

@@ -135,6 +135,73 @@ def test_what_decides_changes_what_is_read_and_not_what_is_left(importance, scor
     assert read == {f"model.layers.{i}.{name}.weight" for i in range(4) for name in scored}
 
 
+T5 = {
+    "model_type": "t5",
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+}
+
+
+def t5_shapes(**tables):
+    shapes = {"shared.weight": (50, 64)}
+    parts = {"encoder": ["SelfAttention"], "decoder": ["SelfAttention", "EncDecAttention"]}
+    for stack, attentions in parts.items():
+        for layer in range(2):
+            prefix = f"{stack}.block.{layer}.layer"
+            for number, name in enumerate(attentions):
+                shapes |= {f"{prefix}.{number}.{name}.{one}.weight": (64, 64) for one in "qkvo"}
+            mlp = f"{prefix}.{len(attentions)}.DenseReluDense"
+            shapes |= {f"{mlp}.wi.weight": (96, 64), f"{mlp}.wo.weight": (64, 96)}
+        table = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        shapes[table] = tables.get(stack, (32, 4))
+    return shapes
+
+
+def test_all_layers_that_share_a_table_keep_the_same_heads_and_others_their_own():
+    left = shrink_by(checkpoint_of(T5, t5_shapes()), width=0.5, exclude=["*.DenseReluDense.*"])
+
+    shapes = {name: spec.shape for name, spec in left.checkpoint.tensors.items()}
+    table = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    assert shapes[table.format("encoder")] == shapes[table.format("decoder")] == (32, 2)
+    assert shapes["decoder.block.1.layer.1.EncDecAttention.o.weight"] == (64, 32)
+    assert [(group.name, group.count, group.kept) for group in left.groups] == [
+        ("encoder.block.*.layer.0.SelfAttention", 4, 2),
+        ("decoder.block.*.layer.0.SelfAttention", 4, 2),
+        ("decoder.block.0.layer.1.EncDecAttention", 4, 2),
+        ("decoder.block.1.layer.1.EncDecAttention", 4, 2),
+    ]
+    assert left.checkpoint.config == T5 | {"num_heads": 2}
+    assert left.units == 4 * 4
+
+
+def test_attentions_that_one_member_counts_lose_heads_together_or_not_at_all():
+    left = shrink_by(checkpoint_of(T5, t5_shapes()), width=0.5, exclude=["*.1.EncDecAttention.*"])
+
+    assert set(left.edits) == {"d_ff"}
+    assert [(one.name, one.reason) for one in left.skipped] == [
+        (
+            "encoder.block.*",
+            "All heads stay. config.json has one num_heads, which other layers need as it is.",
+        ),
+        (
+            "decoder.block.*",
+            "All heads stay. config.json has one num_heads, which other layers need as it is.",
+        ),
+        ("decoder.block.*", "All heads stay. The patterns of the recipe leave them alone."),
+    ]
+
+
+def test_a_table_that_has_other_heads_than_there_are_is_no_such_model():
+    with pytest.raises(Problem, match="no column for each of 4 heads") as caught:
+        shrink_by(checkpoint_of(T5, t5_shapes(decoder=(32, 5))), width=0.5)
+
+    assert caught.value.code == "invalid_checkpoint"
+
+
 def test_patterns_that_leave_one_layer_alone_leave_all():
     left = shrink_by(checkpoint_of(), width=0.5, exclude=["model.layers.2.mlp.*"])
 
