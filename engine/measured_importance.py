@@ -26,6 +26,11 @@ class MeasuredImportance:
             for tensor in file.tensors
         }
 
+    def count(self, name: str) -> int:
+        """Give how many values a vector has; 0 where there is none."""
+        _, _, tensor = self._places.get(name, (None, 0, None))
+        return tensor.elements if tensor is not None else 0
+
     def read(self, name: str, count: int) -> npt.NDArray[np.float64]:
         """Give a vector.
 

@@ -85,7 +85,7 @@ class Evaluate(Strict):
 
 
 class Calibrate(Strict):
-    """The data that calibrated steps go by; transformers folders only."""
+    """The data that calibrated steps go by; transformers folders, and programs for wanda."""
 
     dataset: DatasetId = Field(
         description="A data set's id, of any kind that `evaluate` takes. Labels say something to "

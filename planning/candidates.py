@@ -39,6 +39,7 @@ class Candidate:
         is_stored_twice: Whether that parameter is in the checkpoint too.
         is_merged: Whether transformers turns it into another tensor while loading it.
         is_named: Whether transformers' model needs a ``weight`` in the module, which packing takes.
+        is_given: Whether the graph of a program says what it is multiplied with.
     """
 
     weight: TensorSpec
@@ -52,12 +53,14 @@ class Candidate:
     is_stored_twice: bool
     is_merged: bool
     is_named: bool
+    is_given: bool = False
 
     @property
     def is_watched(self) -> bool:
-        """Whether it has inputs that are seen where the model is run block by block."""
+        """Whether it has inputs that are seen where the model is run for a calibration."""
         is_linear = self.kind in _WATCHED_KINDS and not self.is_merged
-        return is_linear and block_of(self.model_module or "") is not None
+        is_in_block = is_linear and block_of(self.model_module or "") is not None
+        return is_in_block or self.is_given
 
     @property
     def is_stacked(self) -> bool:

@@ -16,8 +16,8 @@ _MEASURE = (
 )
 _LAYERS = "A .pt2 says nothing of layers; shrink takes channels of it. Give width, and not layers."
 _CALIBRATED = (
-    "wanda, gptq, smooth and importance by data are for transformers folders; a .pt2 is pruned by "
-    "magnitude or at random, and rounded to the nearest step. Leave calibrate and them out."
+    "gptq, smooth and importance by data are for transformers folders; a .pt2 is shrunk by "
+    "magnitude and rounded to the nearest step, and wanda prunes it by data. Leave it out."
 )
 _OBJECTIVES = (
     "A .pt2 takes tensors and says nothing of tokens. Its labels are classes or values: choose "
@@ -51,20 +51,32 @@ def refuse_unsupported(recipe: Recipe, pointer: str = "") -> None:
 
 
 def _faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    if recipe.calibrate is not None:
-        yield "/calibrate", _CALIBRATED
     for index, step in enumerate(recipe.steps):
         place = f"/steps/{index}"
         if step.op == "measure":
             yield place, _MEASURE
         if isinstance(step, QuantizeStep):
-            for name in _FOR_CHECKPOINTS:
-                if getattr(step, name):
-                    yield f"{place}/{name}", f"{name} is for checkpoints. {_SCALES}"
-        elif isinstance(step, ShrinkStep) and (step.layers is not None or step.width is None):
-            yield f"{place}/layers", _LAYERS
+            yield from ((f"{place}/{name}", detail) for name, detail in _rounding_faults(step))
+        elif isinstance(step, ShrinkStep):
+            yield from ((f"{place}/{name}", detail) for name, detail in _shrinking_faults(step))
         elif isinstance(step, FinetuneStep):
             yield from ((f"{place}/{name}", detail) for name, detail in _training_faults(step))
+
+
+def _rounding_faults(step: QuantizeStep) -> Iterator[tuple[str, str]]:
+    for name in _FOR_CHECKPOINTS:
+        if getattr(step, name):
+            yield name, f"{name} is for checkpoints. {_SCALES}"
+    for name in ("method", "smooth"):
+        if step.is_calibrated and getattr(step, name):
+            yield name, _CALIBRATED
+
+
+def _shrinking_faults(step: ShrinkStep) -> Iterator[tuple[str, str]]:
+    if step.layers is not None or step.width is None:
+        yield "layers", _LAYERS
+    if step.is_calibrated:
+        yield "importance", _CALIBRATED
 
 
 def _training_faults(step: FinetuneStep) -> Iterator[tuple[str, str]]:

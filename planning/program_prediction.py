@@ -9,7 +9,7 @@ from planning.prediction import Prediction, StepPrediction, joined
 from planning.program_plan import ProgramPlan
 from planning.program_stages import ProgramStages
 from planning.program_training import find_trained
-from planning.program_training_memory import activation_bytes, held_bytes
+from planning.program_training_memory import activation_bytes, held_bytes, largest_made_bytes
 from planning.working_set import WorkingSet
 
 #: torch with what torch.export.load imports, in a runner: 424 MB seen with a small program.
@@ -27,6 +27,9 @@ _TENSOR_FACTOR = 6
 _GLOBAL_FACTOR = 4
 #: An int8 weight while it is used: cast, and multiplied with its scales.
 _FLOATS_AT_ONCE = 2
+#: While a weight's inputs are looked at: these, their squares, what is made of them, and what the
+#: program itself keeps for later.
+_VALUES_AT_ONCE = 4
 #: What the gradients of activations take on top of these, and buffers of kernels.
 _BACKWARD_FACTOR = 1.5
 
@@ -73,6 +76,11 @@ def predict_program(plan: ProgramPlan, levels: Levels) -> Prediction:
     opened = _LIBRARY_BYTES + round(_SHARE_HELD * held) + graph
     if plan.recipe.evaluate is not None:
         opened += _RUNNING_BYTES + _FLOATS_AT_ONCE * _largest_rounded_bytes(plan)
+    wanted = plan.recipe.calibrate
+    if wanted is not None:
+        made = largest_made_bytes(plan.program, wanted.batch_size)
+        calibrating = _RUNNING_BYTES + _VALUES_AT_ONCE * made
+        opened = max(opened, _LIBRARY_BYTES + round(_SHARE_HELD * held) + graph + calibrating)
     peak = max(levels.idle_bytes + working, opened)
     return Prediction(
         steps=tuple(_steps(plan, peak)),

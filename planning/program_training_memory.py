@@ -56,15 +56,24 @@ def activation_bytes(program: Program, rows: int) -> int:
     Returns:
         Bytes; other sizes that vary are those that it was exported with.
     """
+    return sum(_sizes_made(program, rows))
+
+
+def largest_made_bytes(program: Program, rows: int) -> int:
+    """Give the bytes of the largest value that one forward pass makes; as `activation_bytes`."""
+    return max(_sizes_made(program, rows), default=0)
+
+
+def _sizes_made(program: Program, rows: int) -> list[int]:
     values = program.graph["tensor_values"]
     symbol = _row_symbol(program)
-    return sum(
+    return [
         _bytes_of(values[name], symbol, rows)
         for node in program.graph["nodes"]
         if operator_of(node) not in _VIEWS
         for name in made_by(node)
         if name in values
-    )
+    ]
 
 
 def _row_symbol(program: Program) -> str:

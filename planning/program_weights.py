@@ -36,6 +36,8 @@ ACTIVATIONS = {
     "mm": "self",
     "matmul": "self",
 }
+#: Which argument of those operators is the weight.
+WEIGHTS = {operator: _TAKES[operator][0] for operator in ACTIVATIONS}
 #: Operators that swap the dimensions of a matrix.
 TURNS = frozenset({"t", "numpy_T", "permute", "transpose"})
 _COMPRESSED = frozenset({"Linear", "Conv1D", "Conv1d", "Conv2d", "Conv3d"})
@@ -96,6 +98,7 @@ def _candidate(program: Program, name: str, kinds: set[str], shared: list[str]) 
         is_stored_twice=False,
         is_merged=False,
         is_named=False,
+        is_given=kind in _COMPRESSED,
     )
 
 

@@ -93,7 +93,10 @@ def _reason_against_pruning(candidate: Candidate, step: PruneStep) -> str | None
     if candidate.is_stored_twice:
         return f"It is tied to {candidate.tied_to}, and both are stored: they must stay equal."
     if step.is_calibrated and not candidate.is_watched:
-        return "wanda prunes Linears in the numbered blocks of a model, whose inputs it can see."
+        return (
+            "wanda prunes Linears in the numbered blocks of a model, or Linears and Convs of a "
+            ".pt2, whose inputs it can see."
+        )
     if step.structure != "unstructured":
         group = int(step.structure[-1])
         matrix = candidate.matrices[0]

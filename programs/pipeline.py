@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.ledger import StepEntry
+from engine.measured_importance import MeasuredImportance
 from engine.memory import MemoryMeter
 from engine.progress import Progress, Ticker
 from engine.room import require_room
@@ -36,6 +37,7 @@ def compress_program(
     on_progress: Callable[[Progress], None],
     levels: Levels | None = None,
     dataset: Path | None = None,
+    calibrated: Path | None = None,
 ) -> tuple[Report, Kept]:
     """Shrink, prune and quantize a program.
 
@@ -47,6 +49,7 @@ def compress_program(
         levels: What a plan took this process to hold; by default it is measured.
         dataset: What statistics of BatchNorms are taken from anew where channels went; None leaves
             those of the channels that stay as they are.
+        calibrated: Where a calibration wrote what it found, where data decide.
 
     Returns:
         Everything measured, and by tensor and dimension the places that were kept. Equal programs
@@ -71,7 +74,7 @@ def compress_program(
         began = time.perf_counter()
         kept = choose_channels(program, plan.shrink, file) if plan.shrink else {}
         entries[0].seconds += time.perf_counter() - began
-        treatment = Treatment(plan, file, kept, entries)
+        treatment = Treatment(plan, file, kept, entries, MeasuredImportance(calibrated))
         ticker = Ticker(
             on_progress,
             Progress("compress", len(entries), len(entries), 0, len(plan.written), "tensors"),

@@ -17,18 +17,24 @@ from programs.values import Floats
 Mask = npt.NDArray[np.bool_]
 
 
-def prune_mask(weight: Floats, matrix: Matrix, step: PruneStep) -> Mask:
+def prune_mask(
+    weight: Floats, matrix: Matrix, step: PruneStep, norms: Floats | None = None
+) -> Mask:
     """Choose the weights of one tensor.
 
     Args:
         weight: float32 [C, I].
         matrix: How its values belong to channels.
         step: Any step whose scope is not global.
+        norms: Of the inputs of each weight, [C, I], for wanda: a weight counts as much as its
+            magnitude times that (Sun et al., 2023, arXiv:2306.11695, section 3).
 
     Returns:
         What becomes zero, [C, I]. Where magnitudes are equal, the earlier weight goes first.
     """
     keys = _keys(weight, matrix.tensor.name, step)
+    if norms is not None:
+        keys = keys * norms
     if step.structure != "unstructured":
         return _smallest_of_groups(keys, matrix.positions, int(step.structure[-1]))
     if step.scope == "row":
@@ -92,7 +98,7 @@ def _smallest_of_groups(keys: Floats, positions: int, size: int) -> Mask:
 
 
 def _keys(weight: Floats, name: str, step: PruneStep) -> Floats:
-    if step.method == "magnitude":
+    if step.method != "random":
         return np.abs(weight)
     # Each tensor has a draw of its own, whatever others there are.
     generator = np.random.default_rng([step.seed, zlib.crc32(name.encode())])

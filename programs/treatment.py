@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ledger import StepEntry, TensorEntry
+from engine.measured_importance import MeasuredImportance
 from jobs.problems import Problem
 from jobs.steps import PruneStep
 from planning.matrices import Matrix
@@ -43,6 +44,7 @@ class Treatment:
         file: The model's values.
         kept: Which channels stay.
         entries: What is counted, one for each step.
+        measured: What a calibration found of the inputs of weights.
 
     Attributes:
         tensors: What became of each tensor that changed, by its name.
@@ -51,13 +53,19 @@ class Treatment:
     tensors: dict[str, TensorEntry]
 
     def __init__(
-        self, plan: ProgramPlan, file: ProgramFile, kept: Kept, entries: list[StepEntry]
+        self,
+        plan: ProgramPlan,
+        file: ProgramFile,
+        kept: Kept,
+        entries: list[StepEntry],
+        measured: MeasuredImportance,
     ) -> None:
         self.tensors = {}
         self._plan = plan
         self._file = file
         self._kept = kept
         self._entries = entries
+        self._measured = measured
         self._global: dict[int, dict[str, Mask]] = {}
         for index, step in enumerate(plan.recipe.steps):
             if isinstance(step, PruneStep) and step.scope == "global":
@@ -134,12 +142,22 @@ class Treatment:
                 if index in self._global:
                     new = self._global[index][target.name]
                 else:
-                    new = prune_mask(np.where(mask, np.float32(0), floats), target.matrix, step)
+                    left = np.where(mask, np.float32(0), floats)
+                    norms = self._norms(target.matrix) if step.is_calibrated else None
+                    new = prune_mask(left, target.matrix, step, norms)
             if before == len(self._entries):
                 self._entries[index].weights_pruned += int(new.sum())
                 self._entries[index].tensors_changed += 1
             mask |= new
         return mask
+
+    def _norms(self, matrix: Matrix) -> Floats:
+        """Give the norm of what each weight is given, [C, I]: the same for channels of a group."""
+        name, inputs = matrix.tensor.name, matrix.inputs
+        groups = max(1, self._measured.count(name) // inputs)
+        squares = self._measured.read(name, groups * inputs).reshape(groups, inputs)
+        norms: Floats = np.sqrt(squares).astype(np.float32)
+        return np.repeat(norms, matrix.channels // groups, axis=0)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from engine.verification import verify
 from engine.verified_forms import claims_of
 from jobs.problems import Problem
 from jobs.program import is_program
+from jobs.quality import Calibration
 from jobs.recipe import Evaluate, Recipe, parse_recipe
 from jobs.report import Report
 from worker import inferring, program_tasks
@@ -142,11 +143,19 @@ def _calibrate(order: Order, on_progress: OnProgress) -> None:
         # An attempt before this one, which was killed later on, had come so far.
         return
     _keep_libraries_home(work)
+    recipe, model = parse_recipe(order.recipe), Path(order.model_folder)
+    dataset, folder = Path(order.dataset or ""), work / CALIBRATED_NAME
+    shutil.rmtree(folder, ignore_errors=True)
+    act = program_tasks.calibrate if is_program(model) else _calibrate_folder
+    found = act(model, dataset, recipe, folder, on_progress)
+    (work / CALIBRATION_NAME).write_text(found.model_dump_json())
+
+
+def _calibrate_folder(
+    model: Path, dataset: Path, recipe: Recipe, folder: Path, on_progress: OnProgress
+) -> Calibration:
     # torch and transformers take seconds to import, and most jobs never need them.
     from calibration.running import calibrate  # noqa: PLC0415
-
-    recipe = parse_recipe(order.recipe)
-    shutil.rmtree(work / CALIBRATED_NAME, ignore_errors=True)
 
     is_whole = recipe.shrink_step is not None and recipe.shrink_step.importance == "taylor"
     unit = "batches" if is_whole else "blocks"
@@ -154,10 +163,7 @@ def _calibrate(order: Order, on_progress: OnProgress) -> None:
     def on_done(done: int, total: int) -> None:
         on_progress(Progress("calibrate", 1, len(recipe.steps), done, total, unit))
 
-    dataset = Path(order.dataset or "")
-    folder = work / CALIBRATED_NAME
-    found = calibrate(Path(order.model_folder), dataset, recipe, folder, on_done)
-    (work / CALIBRATION_NAME).write_text(found.model_dump_json())
+    return calibrate(model, dataset, recipe, folder, on_done)
 
 
 def _calibrated(order: Order) -> Path | None:
@@ -180,6 +186,7 @@ def _compress(order: Order, on_progress: OnProgress) -> None:
             parse_recipe(order.recipe),
             idle_bytes=order.idle_bytes,
             dataset=Path(order.dataset) if order.dataset else None,
+            calibrated=_calibrated(order),
             on_progress=on_progress,
         )
         mark_done(order)

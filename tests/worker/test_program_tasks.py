@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs.problems import Problem
 from jobs.program import open_program
+from programs.values import ProgramFile
 from tests.programs.conftest import MODELS, export, store
 
 W8A16 = {"op": "quantize", "scheme": "w8a16"}
@@ -34,6 +35,31 @@ def test_a_job_makes_a_program_smaller_and_has_it_verified(workshop, program):
     assert [step["op"] for step in report["steps"]] == ["shrink", "quantize"]
     memory = report["memory"]
     assert memory["measured_peak_bytes"] == pytest.approx(memory["predicted_peak_bytes"], rel=0.25)
+
+
+def test_what_is_left_of_a_program_is_pruned_by_data(workshop, program, put, tmp_path):
+    rows = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    save_file({"image": rows}, tmp_path / "rows")
+    section = {"dataset": put((tmp_path / "rows").read_bytes()), "rows": 16}
+    wanda = {"op": "prune", "method": "wanda", "sparsity": 0.5}
+
+    job = workshop.run(
+        program, {"steps": [{"op": "shrink", "width": 0.5}, wanda, W8A16], "calibrate": section}
+    )
+
+    assert job.state == "succeeded", job.failure
+    report = workshop.blobs.report(job.id)
+    assert [stage["steps"] for stage in report["stages"]] == [[1], [2, 3]]
+    assert [step["method"] for step in report["steps"]] == ["magnitude", "wanda", "w8a16"]
+    found = report["calibration"]
+    assert (found["rows"], found["blocks"], found["tokens"]) == (16, 0, None)
+    memory = report["memory"]
+    assert memory["measured_peak_bytes"] >= found["resident_peak_bytes"] > 10**8
+    folder = workshop.blobs.artifact_folder(job.id)
+    weight = ProgramFile(open_program(folder / "model.pt2")).read("down.weight")
+    halves = (weight.reshape(len(weight), -1) == 0).sum(1)
+    assert weight.dtype == "int8"
+    assert (halves >= weight[0].size // 2).all()
 
 
 def test_without_a_sandbox_no_program_is_opened(workshop, program):
