@@ -73,6 +73,22 @@ def test_memory_grows_with_rows_and_states(tmp_path):
     assert activation_bytes(program, 7) == 7 * activation_bytes(program, 1)
 
 
+def test_a_calibration_is_planned_with_the_largest_of_what_its_rows_make(tmp_path):
+    folder, _ = store_kind(tmp_path, "residual")
+    wanda = PRUNE | {"method": "wanda"}
+    section = {"dataset": DATASET, "batch_size": 4000}
+
+    few, many = (
+        predict_stages(plan(folder, SHRINK, wanda, calibrate=one), LEVELS)
+        for one in (section | {"batch_size": 1}, section)
+    )
+
+    assert [step.method for step in many.steps] == ["magnitude", "wanda"]
+    # An image of 8 channels of 8 by 8 once half of 16 are gone; four are held.
+    assert many.host_peak_bytes - few.host_peak_bytes == 4 * 3999 * 4 * 8 * 8 * 8
+    assert few.host_peak_bytes > predict_stages(plan(folder, SHRINK, PRUNE), LEVELS).host_peak_bytes
+
+
 def test_a_budget_that_weights_gradients_and_states_pass_is_too_small(tmp_path):
     folder, _ = store_kind(tmp_path, "pooled")
     predicted = predict_stages(plan(folder, PRUNE, TRAIN), LEVELS)
