@@ -22,6 +22,8 @@ MASK = "attention_mask"
 _DEFAULT_IMAGE_SIDE = 224
 _MOST_IMAGE_SIDE = 4096
 _DECODER_TOKENS = 4
+#: Objectives whose right answers are the rows' own tokens.
+_OF_TOKENS = ("causal_lm", "masked_lm")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def batches_of(
         model: Whose; the original or the artifact.
         folder: Where its tokenizer is.
         dataset: The uploaded file; None for random values.
-        wanted: How many rows, how long, and the seed.
+        wanted: How many rows, how long, and the seed. A finetune step says what is learned.
 
     Yields:
         Batches of at most `wanted.batch_size` rows.
@@ -92,7 +94,7 @@ def batches_of(
         return
     encode = process = None
     # Only training knows what to do with values for labels.
-    has_values = isinstance(wanted, FinetuneStep) and model.config.num_labels == 1
+    has_values = isinstance(wanted, FinetuneStep) and wanted.objective == "regression"
     for rows in read_some(dataset, wanted):
         if isinstance(rows, dict):
             yield _tensor_batch(model, rows, has_values=has_values)
@@ -110,6 +112,8 @@ def batches_of(
 def read_some(dataset: Path, wanted: Wanted) -> Iterator[Rows]:
     """Read those rows of a data set that are wanted, some at a time; as `read_rows`."""
     blocks = read_rows(dataset, wanted.batch_size, wanted.rows)
+    if isinstance(wanted, FinetuneStep) and wanted.objective in _OF_TOKENS:
+        return without_labels(blocks)
     if not isinstance(wanted, Span):
         return blocks
     plain = without_labels(blocks)

@@ -18,13 +18,17 @@ from jobs.checkpoint import open_checkpoint
 from jobs.finetuning import FinetuneStep, Lora
 from jobs.problems import Problem
 from training.adapters import adaptable_names, add_adapters, merge_adapters, save_adapters
+from training.labels import refuse_wrong_labels
 from training.masking import Masking
 from training.rows import is_padding_free
 from training.written_folders import write_folder
 
 #: Where adapters lie that are kept apart.
 ADAPTER_FOLDER = "adapter"
+_NOT_DISTILLED = ("masked_lm", "regression")
 _NO_MATCH = "No module that can be trained has a name that matches include and not exclude."
+#: Rows of a data set that are read at a time, at most, however many make an effective batch.
+_READ_ROWS = 64
 _BATCH_NORMS = (torch.nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - the base of them all
 
 
@@ -83,8 +87,16 @@ class TrainedFolder:
 
     def batches(self, dataset: Path, step: FinetuneStep) -> Iterator[Batch]:
         """Read a data set as batches of what the model takes, the first `step.rows` rows of it."""
+        few = min(step.batch_size, _READ_ROWS)
+        wanted = step.model_copy(update={"objective": self.objective, "batch_size": few})
+        start = 0
         with blamed_on("invalid_dataset", "The data set cannot be read"):
-            yield from batches_of(self._model, self._checkpoint.folder, dataset, step)
+            for batch in batches_of(self._model, self._checkpoint.folder, dataset, wanted):
+                if batch.labels is not None:
+                    shape = [None, self._model.config.num_labels]
+                    refuse_wrong_labels(batch.labels, self.objective, shape, start)
+                start += batch.rows
+                yield batch
 
     def trained_parameters(self, step: FinetuneStep) -> Mapping[str, torch.nn.Parameter]:
         """Give the parameters that the step trains, by name, each once; all others are frozen."""
@@ -133,7 +145,8 @@ class TrainedFolder:
             # Without a mask, attention is computed by kernels that never hold its scores.
             given.pop(MASK, None)
         given = {name: tensor for name, tensor in given.items() if name in self._takes}
-        answer = getattr(self._model(**given), "logits", None)
+        with blamed_on("invalid_dataset", f"{self.name} does not take the rows"):
+            answer = getattr(self._model(**given), "logits", None)
         if not isinstance(answer, torch.Tensor):
             raise Problem("finetune_unsupported", f"{self.name} gives no logits.")
         return answer
@@ -178,8 +191,21 @@ def _objective(model: Any, step: FinetuneStep) -> str:  # noqa: ANN401
             "models and of classification. Upload a folder whose `architectures` names one.",
         )
     wanted = own if step.objective == "auto" else step.objective
-    if wanted != own and {wanted, own} != {"classification", "regression"}:
+    # Values may be learned by as many outputs as there are classes; a class needs two to choose.
+    if wanted != own and (wanted, own) != ("regression", "classification"):
         raise Problem("finetune_unsupported", f"A {kind} learns {own}, and the step says {wanted}.")
+    if own == "classification" and model.config.problem_type == "multi_label_classification":
+        raise Problem(
+            "finetune_unsupported",
+            "config.json says that a row has several labels (problem_type), and finetune learns "
+            "one class for each row.",
+        )
+    if step.distill and wanted in _NOT_DISTILLED:
+        raise Problem(
+            "finetune_unsupported",
+            "distill learns another model's shares of classes or of next tokens, and the objective "
+            f"is {wanted}. Leave distill out.",
+        )
     return wanted
 
 

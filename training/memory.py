@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from evaluation.faults import is_out_of_memory
 from evaluation.freed_memory import give_freed_memory_back
 from evaluation.resident import PeakMeter, free_bytes, level_bytes, writable_bytes
 
@@ -158,9 +159,7 @@ def fits(work: Callable[[], None]) -> bool:
     """Do something, and say whether memory sufficed; what it held is let go either way."""
     try:
         work()
-    except (MemoryError, torch.OutOfMemoryError):
-        has_fit = False
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         has_fit = False
@@ -171,12 +170,6 @@ def fits(work: Callable[[], None]) -> bool:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return has_fit
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error says that the processor's memory is used up."""
-    text = str(error)
-    return "not enough memory" in text or "can't allocate memory" in text
 
 
 def _reserve_bytes(allowed: int) -> int:

@@ -6,7 +6,7 @@ of all their targets, whatever each of them holds (transformers #34191).
 Dimension key: B rows, T tokens, C classes or tokens of the vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,9 @@ def loss_sum(
 
     Returns:
         The sum of the targets' losses, float32: cross-entropies in nats, or squared differences.
+
+    Raises:
+        Problem: `invalid_dataset`: the answers are not of the targets' shape.
     """
     targets = task.targets.to(logits.device)
     if step is not None and step.distill and task.taught is not None:
@@ -100,9 +103,21 @@ def loss_sum(
 def _own_loss(objective: str, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     if objective == "regression":
         values = logits.float().reshape(len(logits), -1)
-        return F.mse_loss(values, targets.reshape(len(targets), -1), reduction="sum")
+        expected = targets.reshape(len(targets), -1)
+        # One shape would be stretched to the other one.
+        _require_alike(values, expected.shape)
+        return F.mse_loss(values, expected, reduction="sum")
+    _require_alike(logits, (*targets.shape, logits.shape[-1]))
     rows = logits.float().flatten(0, -2)
     return F.cross_entropy(rows, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def _require_alike(logits: torch.Tensor, shape: Sequence[int]) -> None:
+    if tuple(logits.shape) != tuple(shape):
+        raise Problem(
+            "invalid_dataset",
+            f"The model answers {list(logits.shape)}, and what it is to learn is {list(shape)}.",
+        )
 
 
 def _next_tokens(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -5,7 +5,6 @@ Dropout is what the program says: one exported after ``model.eval()`` has none.
 Dimension key: B rows, C classes or values.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -27,9 +26,9 @@ from planning.program_training import (
 )
 from programs.loading import load_program, row_limits
 from programs.running import inputs_of
+from training.labels import refuse_wrong_labels
 from training.masking import Masking
 from training.program_graphs import WIDENED, ProgramGraph
-from training.rows import LABELS
 from training.written_programs import write_program
 
 #: Rows of a data set that are read at a time, at most.
@@ -96,7 +95,7 @@ class TrainedProgram:
         for fields in read_rows(dataset, min(_READ_ROWS, step.batch_size), step.rows):
             inputs, labels = inputs_of(self._described, fields)
             if labels is not None:
-                _refuse_wrong_labels(labels, self.objective, shape, start)
+                refuse_wrong_labels(labels, self.objective, shape, start)
             batch = Batch(inputs, labels)
             start += batch.rows
             yield batch
@@ -129,7 +128,8 @@ class TrainedProgram:
             count = min(most, rows - start)
             chosen = start + torch.arange(max(count, least), device=self._device) % count
             is_all = len(chosen) == rows
-            answer = self._graph(given if is_all else {n: t[chosen] for n, t in given.items()})
+            with blamed_on("invalid_dataset", "The program does not take the rows"):
+                answer = self._graph(given if is_all else {n: t[chosen] for n, t in given.items()})
             if len(answer) != len(chosen):
                 raise Problem(
                     "finetune_unsupported",
@@ -168,35 +168,3 @@ def _objective(described: Program, dataset: Path, step: FinetuneStep) -> str:
     can_choose = is_choice(answer_shape(described) or [])
     is_number = labels is not None and (labels.is_floating_point() or labels.ndim != 1)
     return "classification" if can_choose and not is_number else "regression"
-
-
-def _refuse_wrong_labels(
-    labels: torch.Tensor, objective: str, shape: list[int | None], start: int
-) -> None:
-    """Refuse labels that are not for what the program answers, by their row."""
-    if objective == "regression":
-        values = math.prod(labels.shape[1:])
-        wanted = shape[1:]
-        if None not in wanted and values != math.prod(size or 0 for size in wanted):
-            raise Problem(
-                "invalid_dataset",
-                f"{LABELS} are of {list(labels.shape[1:])} for each row; the program answers "
-                f"{wanted}.",
-            )
-        wrong = ~torch.isfinite(labels.float()).reshape(len(labels), -1).all(dim=1)
-        told = "no finite number"
-    else:
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise Problem(
-                "invalid_dataset",
-                f"{LABELS} are {labels.dtype} of {list(labels.shape)}; one whole number is needed "
-                "for each row.",
-            )
-        classes = shape[1] or 2**31
-        wrong = (labels < 0) | (labels >= classes)
-        told = f"none of the program's classes, which are from 0 to {classes - 1}"
-    if bool(wrong.any()):
-        row = int(wrong.int().argmax())
-        raise Problem(
-            "invalid_dataset", f"The label of row {start + row + 1} is {told}: {labels[row]}."
-        )

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from jobs.finetuning import FinetuneStep
+from jobs.recipe import Recipe
 from training.batches import RowOrder
 from training.checkpoints import Record
 from training.loop import Loop, Rows
@@ -13,6 +14,7 @@ from training.masks import sparse_parameters
 from training.opening import open_trainable
 from training.optimizers import build_optimizer, embedding_names
 from training.rows import RowStore, rows_of
+from training.running import Place, finetune
 from training.settling import Setting
 
 SMALL = {
@@ -43,6 +45,17 @@ MODELS = {
         transformers.BertConfig(
             **SMALL, vocab_size=VOCABULARY, max_position_embeddings=64, num_labels=1,
         ),
+    ),
+    "bert-several": (
+        transformers.BertForSequenceClassification,
+        transformers.BertConfig(
+            **SMALL, vocab_size=VOCABULARY, max_position_embeddings=64, num_labels=3,
+            problem_type="multi_label_classification",
+        ),
+    ),
+    "bert-masked": (
+        transformers.BertForMaskedLM,
+        transformers.BertConfig(**SMALL, vocab_size=VOCABULARY, max_position_embeddings=64),
     ),
     "resnet": (
         transformers.ResNetForImageClassification,
@@ -123,6 +136,22 @@ def make_loop(tmp_path):
     yield make
     for store in opened:
         store.close()
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Train a folder, and give what was measured and the folder that came of it."""
+
+    def run(folder, dataset, name="trained", device="cpu", **choices):
+        step = finetune_step(**{"steps": 6, "batch_size": 16, "learning_rate": 1e-2} | choices)
+        (tmp_path / name).mkdir()
+        place = Place(
+            folder, folder, dataset, tmp_path / name / "out", tmp_path / name / "scratch", device
+        )
+        recipe = Recipe.model_construct(steps=(step,))
+        return finetune(place, recipe, lambda _told: None), place.output
+
+    return run
 
 
 @pytest.fixture

@@ -6,25 +6,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from jobs.problems import Problem
-from jobs.recipe import Recipe
-from tests.training.conftest import finetune_step
-from training.running import Place, finetune
-
-
-@pytest.fixture
-def train(tmp_path):
-    """Train a folder, and give what was measured and the folder that came of it."""
-
-    def run(folder, dataset, name="trained", device="cpu", **choices):
-        step = finetune_step(**{"steps": 6, "batch_size": 16, "learning_rate": 1e-2} | choices)
-        (tmp_path / name).mkdir()
-        place = Place(
-            folder, folder, dataset, tmp_path / name / "out", tmp_path / name / "scratch", device
-        )
-        recipe = Recipe.model_construct(steps=(step,))
-        return finetune(place, recipe, lambda _told: None), place.output
-
-    return run
 
 
 def half_pruned(model):
