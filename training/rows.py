@@ -33,10 +33,12 @@ class Row:
     Attributes:
         fields: What the model takes, by name, without the dimension of the batch; and `labels`.
         tokens: How long its first dimension is where rows differ in that; None where none do.
+        whole: Names of fields that are of the row, and have no dimension of tokens all the same.
     """
 
     fields: Mapping[str, torch.Tensor]
     tokens: int | None = None
+    whole: frozenset[str] = frozenset()
 
 
 def rows_of(batch: Batch) -> Iterator[Row]:
@@ -56,10 +58,11 @@ def rows_of(batch: Batch) -> Iterator[Row]:
         tokens = None if lengths is None else lengths[row]
         yield Row(
             {
-                name: tensor[row] if tensor.ndim == 1 else tensor[row, :tokens]
+                name: tensor[row] if name == LABELS or tensor.ndim == 1 else tensor[row, :tokens]
                 for name, tensor in fields.items()
             },
             tokens,
+            frozenset({LABELS}),
         )
 
 
@@ -153,7 +156,7 @@ class RowStore:
 
     def _open(self, folder: Path, row: Row) -> None:
         for name, values in row.fields.items():
-            has_tokens = row.tokens is not None and values.ndim > 0
+            has_tokens = row.tokens is not None and name not in row.whole
             trailing = tuple(values.shape[1:] if has_tokens else values.shape)
             # A name comes from a stranger's file, so it names no file here.
             path = folder / f"field-{len(self._fields)}"

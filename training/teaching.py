@@ -39,13 +39,13 @@ def taught_rows(teacher: Trainable, dataset: Path, step: FinetuneStep) -> Iterat
             logits = teacher.logits(batch.inputs).float().cpu()
             shares = (logits / step.temperature).log_softmax(-1)
             kept = shares.topk(min(_MOST_CHOICES, shares.shape[-1]), -1)
+        # Of a row there is one answer, or one at each of its tokens.
+        is_whole = logits.ndim == 2
         for number, row in enumerate(rows_of(batch)):
-            choices, logarithms = kept.indices[number], kept.values[number]
-            yield Row(
-                {
-                    **row.fields,
-                    CHOICES: choices[: row.tokens].to(torch.int32).clone(),
-                    SHARES: logarithms[: row.tokens].clone(),
-                },
-                row.tokens,
-            )
+            tokens = None if is_whole else row.tokens
+            answered = {
+                CHOICES: kept.indices[number, :tokens].to(torch.int32).clone(),
+                SHARES: kept.values[number, :tokens].clone(),
+            }
+            whole = row.whole | answered.keys() if is_whole else row.whole
+            yield Row({**row.fields, **answered}, row.tokens, whole)

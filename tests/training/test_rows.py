@@ -95,3 +95,17 @@ def test_a_row_with_other_fields_or_shapes_is_refused_by_its_number(store):
         store([])
     # No file of them is left open.
     assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_fields_of_a_row_as_a_whole_are_no_longer_than_others_of_its_tokens(tmp_path):
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
+    values = torch.randn(3, 2)
+
+    batch = Batch({"input_ids": torch.arange(9).reshape(3, 3) * mask}, values, mask.bool())
+    store = RowStore(tmp_path, rows_of(batch))
+
+    assert store.tokens.tolist() == [3, 1, 2]
+    fields = store.collate([1, 2])
+    assert torch.equal(fields["labels"], values[1:])
+    assert fields["input_ids"].tolist() == [[3, 0], [6, 7]]
+    store.close()

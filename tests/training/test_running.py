@@ -138,6 +138,22 @@ def test_a_data_set_that_is_all_held_out_is_refused(make_folder, token_rows, tra
     assert caught.value.code == "invalid_dataset"
 
 
+def test_a_classifier_of_rows_of_unequal_length_learns_another_ones_shares(
+    make_folder, token_rows, train
+):
+    """Its loss is the divergence in plain PyTorch, whose teacher here is the model itself."""
+    folder, model = make_folder("bert")
+    dataset, tensors = token_rows(rows=8, labels=3)
+
+    training, _ = train(folder, dataset, distill=0.25, steps=1, batch_size=8)
+
+    labels = tensors.pop("labels")
+    with torch.inference_mode():
+        loss = torch.nn.functional.cross_entropy(model(**tensors).logits, labels)
+    # A model's divergence from itself is none.
+    assert training.losses[0].loss == pytest.approx(0.75 * float(loss), rel=1e-4)
+
+
 def test_values_are_learnt_where_a_model_gives_one(make_folder, tmp_path, train, token_rows):
     folder, _ = make_folder("bert-value")
     _, tensors = token_rows(rows=64)
