@@ -46,6 +46,7 @@ class TrainedFolder:
         objective: What it learns.
         frozen_statistics: How many normalizations keep the statistics that they came with.
         masking: How tokens are hidden, where that is what it learns.
+        padding: The token that config.json names for it.
 
     Raises:
         Problem: `unknown_architecture`, `evaluation_failed`; `finetune_unsupported`: the objective
@@ -57,6 +58,7 @@ class TrainedFolder:
     objective: str
     frozen_statistics: int
     masking: Masking | None
+    padding: Mapping[str, int]
 
     def __init__(self, folder: Path, step: FinetuneStep, device: str) -> None:
         self._checkpoint = open_checkpoint(folder)
@@ -77,6 +79,7 @@ class TrainedFolder:
         if self.objective == "masked_lm":
             vocabulary = self._model.config.get_text_config().vocab_size
             self.masking = Masking(*special_tokens(folder), vocabulary)
+        self.padding = _padding(self._model.config.get_text_config())
         self._skeleton.load_all()
         self.module = self._model.to(device)
         self._device = device
@@ -207,6 +210,13 @@ def _objective(model: Any, step: FinetuneStep) -> str:  # noqa: ANN401
             f"is {wanted}. Leave distill out.",
         )
     return wanted
+
+
+def _padding(config: Any) -> dict[str, int]:  # noqa: ANN401 - transformers has no types
+    token = getattr(config, "pad_token_id", None)
+    # A config may name one that the model has no embedding for.
+    is_known = isinstance(token, int) and 0 <= token < config.vocab_size
+    return {"input_ids": token} if is_known else {}
 
 
 def _set_training(module: torch.nn.Module) -> int:

@@ -50,6 +50,7 @@ class TrainedProgram:
         objective: What it learns: `classification` or `regression`.
         frozen_statistics: How many normalizations keep the statistics that they came with.
         masking: None: it takes tensors, which say nothing of tokens.
+        padding: Nothing: its rows are all of one shape.
 
     Raises:
         Problem: `finetune_unsupported`, `already_quantized`, `nothing_changed`, `invalid_dataset`,
@@ -61,12 +62,14 @@ class TrainedProgram:
     objective: str
     frozen_statistics: int
     masking: Masking | None
+    padding: Mapping[str, int]
 
     def __init__(self, path: Path, dataset: Path, step: FinetuneStep, device: str) -> None:
         self._described = open_program(path)
         refuse_untrainable(self._described, step)
         self.name = "The program"
         self.masking = None
+        self.padding = {}
         self.objective = _objective(self._described, dataset, step)
         if step.distill and self.objective == "regression":
             raise Problem(

@@ -97,6 +97,7 @@ class RowStore:
     Args:
         folder: Where they are written; it is there and empty, and whoever made it removes it.
         rows: The rows. All have the same fields.
+        padding: What fields are padded with, by name, where that is not zero.
 
     Attributes:
         tokens: How long each row is, int64 [N]; ones where rows have no tokens.
@@ -107,8 +108,11 @@ class RowStore:
 
     tokens: np.ndarray
 
-    def __init__(self, folder: Path, rows: Iterable[Row]) -> None:
+    def __init__(
+        self, folder: Path, rows: Iterable[Row], padding: Mapping[str, int] | None = None
+    ) -> None:
         self._fields: dict[str, _Field] = {}
+        self._padding = padding or {}
         try:
             lengths = self._write(folder, rows)
         except BaseException:
@@ -133,13 +137,13 @@ class RowStore:
             numbers: Which ones, from 0.
 
         Returns:
-            Every field, [B, …], rows padded with zeros at their ends to the longest of them; the
-            mask, where there is one, is zero there.
+            Every field, [B, …], rows padded at their ends to the longest of them; the mask, where
+            there is one, is zero there.
         """
         longest = int(self.tokens[list(numbers)].max())
         return {
-            name: torch.stack([self._read(field, number, longest) for number in numbers])
-            for name, field in self._fields.items()
+            name: torch.stack([self._read(name, number, longest) for number in numbers])
+            for name in self._fields
         }
 
     def _write(self, folder: Path, rows: Iterable[Row]) -> list[int]:
@@ -183,7 +187,8 @@ class RowStore:
             while view.nbytes:
                 view = view[os.write(field.descriptor, view) :]
 
-    def _read(self, field: _Field, number: int, longest: int) -> torch.Tensor:
+    def _read(self, name: str, number: int, longest: int) -> torch.Tensor:
+        field = self._fields[name]
         width = math.prod(field.trailing)
         start, count = (
             (int(self._starts[number]), int(self.tokens[number])) if field.has_tokens
@@ -197,7 +202,8 @@ class RowStore:
         values = np.frombuffer(bytearray(raw), dtype)
         if not field.has_tokens:
             return torch.from_numpy(values).reshape(field.trailing)
-        padded = torch.zeros((longest, *field.trailing), dtype=field.dtype)
+        shape, value = (longest, *field.trailing), self._padding.get(name, 0)
+        padded = torch.full(shape, value, dtype=field.dtype)
         padded[:count] = torch.from_numpy(values).reshape((count, *field.trailing))
         return padded
 

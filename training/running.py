@@ -81,7 +81,7 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
     gauge = DeviceGauge(recipe.budget.device_memory) if place.device == "cuda" else host
     torch.manual_seed(step.seed)
     parameters = trainable.trained_parameters(step)
-    store = taught or RowStore(row_folder, _rows(trainable, place, step))
+    store = taught or RowStore(row_folder, _rows(trainable, place, step), trainable.padding)
     with closing(store):
         rows = _split(store, step)
         checkpoints = Checkpoints(place.scratch / "checkpoints", _job(place, recipe))
@@ -120,7 +120,7 @@ def _rows(trainable: Trainable, place: Place, step: FinetuneStep) -> Iterator[Ro
 def _teach(place: Place, step: FinetuneStep, folder: Path) -> RowStore:
     """Write the rows down with what the model that came in answers; it is let go afterwards."""
     teacher = _open(place.original, place, step)
-    store = RowStore(folder, taught_rows(teacher, place.dataset, step))
+    store = RowStore(folder, taught_rows(teacher, place.dataset, step), teacher.padding)
     del teacher
     # What refers to itself is let go only when it is looked for.
     gc.collect()

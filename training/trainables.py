@@ -21,6 +21,8 @@ class Trainable(Protocol):
         objective: What it learns: `causal_lm`, `masked_lm`, `classification` or `regression`.
         frozen_statistics: How many normalizations keep the statistics that they came with.
         masking: How tokens are hidden, where that is what it learns.
+        padding: What rows are padded with, by field, where that is not zero: some models look for
+            the end of a row by it.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Trainable(Protocol):
     objective: str
     frozen_statistics: int
     masking: Masking | None
+    padding: Mapping[str, int]
 
     def batches(self, dataset: Path, step: FinetuneStep) -> Iterator[Batch]:
         """Read a data set as batches of what the model takes, the first `step.rows` rows of it."""

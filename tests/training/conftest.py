@@ -57,6 +57,14 @@ MODELS = {
         transformers.BertForMaskedLM,
         transformers.BertConfig(**SMALL, vocab_size=VOCABULARY, max_position_embeddings=64),
     ),
+    # It looks for the last token of a row by what a row is padded with.
+    "llama-classes": (
+        transformers.LlamaForSequenceClassification,
+        transformers.LlamaConfig(
+            **SMALL, vocab_size=VOCABULARY, num_key_value_heads=2, max_position_embeddings=64,
+            pad_token_id=VOCABULARY - 1, num_labels=3,
+        ),
+    ),
     "resnet": (
         transformers.ResNetForImageClassification,
         transformers.ResNetConfig(
@@ -122,7 +130,8 @@ def make_loop(tmp_path):
         scratch = tmp_path / f"rows-{len(opened)}"
         scratch.mkdir()
         batches = trainable.batches(dataset, step)
-        store = RowStore(scratch, (row for batch in batches for row in rows_of(batch)))
+        every = (row for batch in batches for row in rows_of(batch))
+        store = RowStore(scratch, every, trainable.padding)
         opened.append(store)
         optimizer = build_optimizer(parameters, step, has_8bit_states=False)
         sparse = sparse_parameters(parameters, embedding_names(trainable.module))

@@ -61,6 +61,23 @@ def test_the_gradient_is_that_of_the_effective_batch_though_rows_are_of_unequal_
         assert max(differences(found, gradients(model))) < 1e-6
 
 
+def test_what_a_row_is_padded_with_changes_nothing_where_a_model_looks_for_its_end(
+    make_folder, token_rows, tmp_path, make_loop
+):
+    folder, model = make_folder("llama-classes")
+    _, tensors = token_rows(labels=3)
+    padding = model.config.pad_token_id
+    ids = tensors["input_ids"].clamp(max=padding - 1)
+    tensors["input_ids"] = ids.masked_fill(tensors["attention_mask"] == 0, padding)
+    save_file(tensors, tmp_path / "padded")
+    label_loss(model, tensors).backward()
+    loop = make_loop(folder, tmp_path / "padded", 32)
+
+    for micro_batch_size in MICRO_BATCHES:
+        whole, _ = differences(accumulated(loop, micro_batch_size), gradients(model))
+        assert whole < 1e-6
+
+
 def test_the_gradient_of_a_cnn_is_that_of_the_batch_with_its_statistics_frozen(
     make_folder, tmp_path, make_loop
 ):
