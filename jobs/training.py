@@ -14,7 +14,7 @@ class _Value(BaseModel):
 
 
 class Decision(_Value):
-    """One size of micro-batch that was tried before the first step, and what became of it."""
+    """One size of micro-batch that was tried, before the first step or until memory ran out."""
 
     micro_batch_size: int = Field(ge=1)
     savings: tuple[str, ...] = Field(description="What was turned on.")

@@ -77,8 +77,7 @@ class TrainedFolder:
         self.objective = _objective(self._model, step)
         self.masking = None
         if self.objective == "masked_lm":
-            vocabulary = self._model.config.get_text_config().vocab_size
-            self.masking = Masking(*special_tokens(folder), vocabulary)
+            self.masking = _masking(folder, self._model.config.get_text_config().vocab_size)
         self.padding = _padding(self._model.config.get_text_config())
         self._skeleton.load_all()
         self.module = self._model.to(device)
@@ -210,6 +209,17 @@ def _objective(model: Any, step: FinetuneStep) -> str:  # noqa: ANN401
             f"is {wanted}. Leave distill out.",
         )
     return wanted
+
+
+def _masking(folder: Path, vocabulary: int) -> Masking:
+    mask_token, special = special_tokens(folder)
+    if mask_token >= vocabulary:
+        raise Problem(
+            "finetune_unsupported",
+            f"The folder's tokenizer hides a token by {mask_token}, and the model knows tokens "
+            f"from 0 to {vocabulary - 1}.",
+        )
+    return Masking(mask_token, special, vocabulary)
 
 
 def _padding(config: Any) -> dict[str, int]:  # noqa: ANN401 - transformers has no types

@@ -8,7 +8,7 @@ belongs to the step (field's faults: transformers #34191).
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -63,7 +63,6 @@ class Loop:
         setting: Rows at a time, and the optimizer.
         total: How many steps there are.
         record: How far it is.
-        halvings: How often memory ran out all the same.
     """
 
     trainable: Trainable
@@ -73,7 +72,6 @@ class Loop:
     setting: Setting
     total: int
     record: Record
-    halvings: list[int] = field(default_factory=list)
     _epoch: int = 0
 
     @property
@@ -91,7 +89,8 @@ class Loop:
             Its loss, the mean over the targets of the effective batch.
 
         Raises:
-            Problem: `training_diverged`: the loss is not a number, or no row fits any more.
+            Problem: `training_diverged`: the loss is not a number; `memory_budget_exceeded`: no
+                row fits any more.
         """
         started = time.perf_counter()
         done = self.record.steps_done
@@ -114,22 +113,43 @@ class Loop:
         return loss
 
     def look(self) -> float:
-        """Give the mean loss on the held-out rows."""
-        first, last = self.rows.trained, len(self.rows.store)
-        total, count = 0.0, 0
+        """Give the mean loss on the held-out rows.
+
+        Returns:
+            It is finite.
+
+        Raises:
+            Problem: `training_diverged`: it would not be; `memory_budget_exceeded`: not one row
+                fits.
+        """
         # The same tokens are hidden in every look.
         self._epoch = _LOOKING
         self.trainable.module.eval()
+        found: list[tuple[float, int]] = []
         with torch.inference_mode():
-            size = self.setting.micro_batch_size
-            for chosen in micro_batches(np.arange(first, last), self.rows.store.tokens, size):
-                task = self._task(chosen)
-                # Held-out rows tell how good it is, not how like the other model.
-                logits = self.trainable.logits(task.inputs)
-                total += float(loss_sum(self.trainable.objective, logits, task))
-                count += task.count
+            # They may be longer than the rows by which it was found how many fit.
+            while not fits(partial(self._look, found)):
+                self._halve()
         self.trainable.set_training()
-        return total / max(1, count)
+        loss = sum(loss for loss, _ in found) / max(1, sum(count for _, count in found))
+        if not math.isfinite(loss):
+            raise Problem(
+                "training_diverged",
+                f"The loss on held-out rows after step {self.record.steps_done} is {loss}. Lower "
+                "learning_rate, or look for values in these rows that are no numbers.",
+            )
+        return loss
+
+    def _look(self, found: list[tuple[float, int]]) -> None:
+        """Put down the losses of held-out rows and how many targets these have."""
+        found.clear()
+        held_out = np.arange(self.rows.trained, len(self.rows.store))
+        size = self.setting.micro_batch_size
+        for chosen in micro_batches(held_out, self.rows.store.tokens, size):
+            task = self._task(chosen)
+            # Held-out rows tell how good it is, not how like the other model.
+            logits = self.trainable.logits(task.inputs)
+            found.append((float(loss_sum(self.trainable.objective, logits, task)), task.count))
 
     def _gradients(self, numbers: np.ndarray) -> float:
         """Put the gradient of the effective batch into the parameters, and give its loss."""
@@ -138,29 +158,45 @@ class Loop:
             if fits(partial(self._accumulate, numbers, losses)):
                 return sum(losses)
             self._zero()
-            if self.setting.micro_batch_size == 1:
-                raise Problem(
-                    "memory_budget_exceeded",
-                    "Memory ran out with one row at a time. Raise the budget or lower max_length.",
-                )
-            self.setting = self.setting.halved()
-            self.halvings.append(self.setting.micro_batch_size)
+            self._halve()
+
+    def _halve(self) -> None:
+        """Take half of the rows at a time, after memory ran out all the same."""
+        if self.setting.micro_batch_size == 1:
+            raise Problem(
+                "memory_budget_exceeded",
+                "Memory ran out with one row at a time. Raise the budget or lower max_length.",
+            )
+        self.setting = self.setting.halved()
+        # An attempt to come takes them up from there.
+        self.record.decisions = [decision.model_dump() for decision in self.setting.decisions]
 
     def _accumulate(self, numbers: np.ndarray, losses: list[float]) -> None:
         tokens = self.rows.store.tokens
-        count = max(1, sum(self._task(row[None]).count for row in numbers))
+        count = self._count(numbers)
         for chosen in micro_batches(numbers, tokens, self.setting.micro_batch_size):
             # Dropout depends on the step and its rows, not on what was done before.
             torch.manual_seed(_mixed(self.step.seed, self.record.steps_done, int(chosen[0])))
             loss = self._loss(self._task(chosen)) / count
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
-                raise Problem(
-                    "training_diverged",
-                    f"The loss of step {self.record.steps_done + 1} is {losses[-1]}. Lower "
-                    "learning_rate, or set max_grad_norm.",
-                )
+                raise self._diverged(losses[-1])
             loss.backward()  # type: ignore[no-untyped-call]
+
+    def _diverged(self, loss: float) -> Problem:
+        done = self.record.steps_done
+        hint = "Lower learning_rate, or set max_grad_norm."
+        if done == 0:
+            hint = "Nothing was learned yet: the model's weights or the rows' values are too large "
+            hint += "or no numbers."
+        return Problem("training_diverged", f"The loss of step {done + 1} is {loss}. {hint}")
+
+    def _count(self, numbers: np.ndarray) -> int:
+        """Count the targets of some rows, no fewer than one."""
+        if self.trainable.objective in ("classification", "regression"):
+            # Each row has as many.
+            return len(numbers) * self._task(numbers[:1]).count
+        return max(1, sum(self._task(row[None]).count for row in numbers))
 
     def _task(self, numbers: np.ndarray) -> Task:
         chosen = numbers.tolist()

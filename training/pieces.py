@@ -47,3 +47,11 @@ def pieces(count: int, device: torch.device, multiple: int = 1) -> Iterator[slic
         yield slice(start, min(start + size, whole))
     if whole < count:
         yield slice(whole, count)
+
+
+def is_finite(parameter: torch.Tensor) -> bool:
+    """Tell whether no element is NaN or infinite, a piece at a time."""
+    values = flat(parameter, like=parameter)
+    return all(
+        bool(torch.isfinite(values[piece]).all()) for piece in pieces(len(values), values.device)
+    )

@@ -16,7 +16,6 @@ from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from jobs.recipe import ENGINE_VERSION, Recipe
 from jobs.training import Decision, Training
-from training.batches import RowOrder
 from training.checkpoints import Checkpoints, Record
 from training.course import OnStep, run_course, state_of, weights_of
 from training.loop import Loop, Rows
@@ -25,8 +24,10 @@ from training.measuring import measured
 from training.memory import DeviceGauge, HostGauge, fits
 from training.opening import open_trainable
 from training.optimizers import embedding_names
+from training.pieces import is_finite
 from training.rows import Row, RowStore, rows_of
 from training.settling import Settler
+from training.splitting import split_rows
 from training.teaching import taught_rows
 from training.trainables import Trainable
 
@@ -67,7 +68,7 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
 
     Raises:
         Problem: `finetune_unsupported`, `invalid_dataset`, `memory_budget_exceeded`,
-            `training_diverged`, `nothing_changed`, `unknown_architecture`.
+            `training_diverged`, `nothing_changed`, `non_finite_weight`, `unknown_architecture`.
     """
     started = time.perf_counter()
     step = recipe.finetune_step
@@ -81,16 +82,25 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
     gauge = DeviceGauge(recipe.budget.device_memory) if place.device == "cuda" else host
     torch.manual_seed(step.seed)
     parameters = trainable.trained_parameters(step)
+    _refuse_non_finite(parameters)
     store = taught or RowStore(row_folder, _rows(trainable, place, step), trainable.padding)
     with closing(store):
-        rows = _split(store, step)
+        rows = split_rows(store, step, trainable)
         checkpoints = Checkpoints(place.scratch / "checkpoints", _job(place, recipe))
         host.tighten()
-        settler = Settler(trainable, parameters, step, partial(_longest, trainable, rows), gauge)
+        # No more rows are together than there are.
+        few = step.model_copy(update={"batch_size": min(step.batch_size, rows.trained)})
+        settler = Settler(trainable, parameters, few, partial(_longest, trainable, rows), gauge)
         loop = _begin(trainable, step, rows, settler, checkpoints)
         resumed_at = loop.record.steps_done or None
         stopped = run_course(loop, checkpoints, gauge.held_bytes, on_step)
     if step.keep_best and loop.record.best is not None:
+        if loop.record.best == 0:
+            raise Problem(
+                "nothing_changed",
+                "No look at held-out rows had a lower loss than the one before the first step, so "
+                "the best weights are those that came in. Lower learning_rate, or train longer.",
+            )
         checkpoints.read_best(weights_of(loop))
     # Before it is written: adapters become part of other weights.
     weights = sum(parameter.numel() for parameter in loop.parameters.values())
@@ -127,16 +137,14 @@ def _teach(place: Place, step: FinetuneStep, folder: Path) -> RowStore:
     return store
 
 
-def _split(store: RowStore, step: FinetuneStep) -> Rows:
-    held_out = step.evaluation_rows if step.evaluate_every else 0
-    if held_out >= len(store):
-        raise Problem(
-            "invalid_dataset",
-            f"The data set has {len(store)} rows, of which evaluation_rows holds out {held_out}: "
-            "none is left to train on.",
-        )
-    order = RowOrder(len(store) - held_out, step.batch_size, step.seed)
-    return Rows(store, held_out, order)
+def _refuse_non_finite(parameters: Mapping[str, torch.nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        if not is_finite(parameter):
+            raise Problem(
+                "non_finite_weight",
+                f"{name!r} holds a NaN or an infinity, of which nothing can be learned. Mend the "
+                "model, or leave its module out (exclude).",
+            )
 
 
 def _longest(trainable: Trainable, rows: Rows, count: int) -> Mapping[str, torch.Tensor]:

@@ -48,7 +48,15 @@ class Setting:
 
     def halved(self) -> "Setting":
         """Give the same with half of the rows at a time, after memory ran out all the same."""
-        return replace(self, micro_batch_size=-(-self.micro_batch_size // 2))
+        tried = Decision(
+            micro_batch_size=self.micro_batch_size,
+            savings=self.savings,
+            peak_bytes=None,
+            limit_bytes=self.decisions[-1].limit_bytes if self.decisions else 0,
+            outcome="out_of_memory",
+        )
+        half = -(-self.micro_batch_size // 2)
+        return replace(self, micro_batch_size=half, decisions=(*self.decisions, tried))
 
 
 class Settler:
@@ -229,6 +237,12 @@ class Settler:
         logits = self._trainable.logits(task.inputs)
         loss = loss_sum(self._trainable.objective, logits, task, self._step) / max(1, task.count)
         del logits
+        if not loss.requires_grad:
+            raise Problem(
+                "finetune_unsupported",
+                f"No gradient comes back through what {self._trainable.name} answers, so nothing "
+                "is learned from it.",
+            )
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _decide(self, rows: int, savings: tuple[str, ...], peak: int | None) -> None:

@@ -187,3 +187,47 @@ def test_a_loss_that_is_no_number_ends_the_training_and_says_in_which_step(
         loop.advance(lambda: 0)
 
     assert caught.value.code == "training_diverged"
+
+
+def test_where_memory_runs_out_later_fewer_rows_are_together_and_the_record_says_so(
+    make_folder, token_rows, make_loop
+):
+    folder, _ = make_folder("llama")
+    dataset, _ = token_rows(rows=8)
+    loops = [make_loop(folder, dataset, size, batch_size=8) for size in (2, 8)]
+    few = loops[1].trainable.logits
+
+    def logits(inputs):
+        if len(inputs["input_ids"]) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return few(inputs)
+
+    loops[1].trainable.logits = logits
+
+    expected, found = (loop.advance(lambda: 0) for loop in loops)
+
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert loops[1].setting.micro_batch_size == 2
+    tried = [(d.micro_batch_size, d.outcome) for d in loops[1].setting.decisions]
+    assert tried == [(8, "out_of_memory"), (4, "out_of_memory")]
+    assert [decision["micro_batch_size"] for decision in loops[1].record.decisions] == [8, 4]
+
+
+def test_a_look_takes_fewer_rows_where_those_held_out_are_too_long(
+    make_folder, token_rows, make_loop
+):
+    folder, _ = make_folder("llama")
+    dataset, _ = token_rows(rows=8)
+    loop = make_loop(folder, dataset, 8)
+    loop.rows = replace(loop.rows, held_out=4)
+    expected, plain = loop.look(), loop.trainable.logits
+
+    def logits(inputs):
+        if len(inputs["input_ids"]) > 1:
+            raise MemoryError
+        return plain(inputs)
+
+    loop.trainable.logits = logits
+
+    assert loop.look() == pytest.approx(expected, rel=1e-6)
+    assert loop.setting.micro_batch_size == 1
