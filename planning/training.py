@@ -65,6 +65,21 @@ def training_bytes(
     return min(whole, max(budget - library_bytes, least_training_bytes(checkpoint, step)))
 
 
+def row_bytes(checkpoint: Checkpoint, step: FinetuneStep) -> int:
+    """Give about what one row takes until its gradients are known, if it is as long as it may be.
+
+    Args:
+        checkpoint: The model.
+        step: Says how many tokens a row may have; no more than the model has places for.
+
+    Returns:
+        Bytes of activations and logits.
+    """
+    places = (checkpoint.config or {}).get("max_position_embeddings")
+    tokens = min(step.max_length, places) if isinstance(places, int) else step.max_length
+    return tokens * _token_bytes(checkpoint)
+
+
 def trained_tensors(checkpoint: Checkpoint, step: FinetuneStep) -> int:
     """Give how many tensors a step trains."""
     tensors = checkpoint.tensors.values()

@@ -1,10 +1,17 @@
 """What training takes with one row at a time, guessed where not even part of one could be tried."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import torch
 
+from jobs.checkpoint import open_checkpoint
 from jobs.finetuning import FinetuneStep
+from jobs.program import is_program, open_program
+from jobs.program_archive import PROGRAM_NAME
+from planning.program_training_memory import held_bytes
+from planning.training import least_training_bytes, row_bytes
+from planning.walks import LIBRARY_BYTES
 
 _FLOAT_BYTES = 4
 #: By optimizer: bytes of its states for each trained weight.
@@ -17,7 +24,7 @@ _MARGIN = 1.1
 
 
 def guess_least_bytes(
-    held_bytes: int,
+    level_bytes: int,
     parameters: Mapping[str, torch.nn.Parameter],
     embeddings: Collection[str],
     step: FinetuneStep,
@@ -27,7 +34,7 @@ def guess_least_bytes(
     """Guess the peak of one row.
 
     Args:
-        held_bytes: What is held without gradients and states.
+        level_bytes: What is held without gradients and states.
         parameters: What is trained, by name.
         embeddings: Names of those whose states are never of 8 bits.
         step: Names the optimizer.
@@ -48,4 +55,25 @@ def guess_least_bytes(
     classes = max((len(p) for p in parameters.values() if p.ndim > 1), default=0)
     floats = gradients + _GRADIENTS_AT_ONCE * max(sizes.values(), default=0)
     floats += _LOGITS_AT_ONCE * tokens * classes
-    return held_bytes + round(_MARGIN * (states + _FLOAT_BYTES * floats))
+    return level_bytes + round(_MARGIN * (states + _FLOAT_BYTES * floats))
+
+
+def foresee_least_bytes(folder: Path, step: FinetuneStep) -> int:
+    """Guess the peak of a training that could not even open its model.
+
+    Args:
+        folder: The model's; its headers are read.
+        step: Names the optimizer, and what may save memory.
+
+    Returns:
+        Bytes of libraries, weights, gradients and states, in the smallest form that the step
+        allows, and of a row of a folder's model.
+    """
+    if not is_program(folder):
+        checkpoint = open_checkpoint(folder)
+        needed = least_training_bytes(checkpoint, step) + row_bytes(checkpoint, step)
+        return LIBRARY_BYTES + round(_MARGIN * needed)
+    has_8bit = step.optimizer == "adamw" and "adamw8bit" in step.savings
+    optimizer = "adamw8bit" if has_8bit else step.optimizer
+    held = held_bytes(open_program(folder / PROGRAM_NAME), step, optimizer)
+    return LIBRARY_BYTES + round(_MARGIN * held)

@@ -18,6 +18,7 @@ from jobs.recipe import ENGINE_VERSION, Recipe
 from jobs.training import Decision, Training
 from training.checkpoints import Checkpoints, Record
 from training.course import OnStep, run_course, state_of, weights_of
+from training.least_memory import foresee_least_bytes
 from training.loop import Loop, Rows
 from training.masks import sparse_parameters
 from training.measuring import measured
@@ -77,8 +78,8 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
     host = HostGauge(recipe.budget.host_memory, is_capped=place.device == "cpu")
     place.scratch.mkdir(exist_ok=True)
     row_folder = _emptied(place.scratch / "rows")
-    taught = _teach(place, step, row_folder) if step.distill else None
-    trainable = _open(place.model, place, step)
+    taught = _teach(place, step, row_folder, host) if step.distill else None
+    trainable = _open(place.model, place, step, host)
     gauge = DeviceGauge(recipe.budget.device_memory) if place.device == "cuda" else host
     torch.manual_seed(step.seed)
     parameters = trainable.trained_parameters(step)
@@ -112,13 +113,16 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
     return measured(loop, host, gauge, counted, stopped, resumed_at, started)
 
 
-def _open(folder: Path, place: Place, step: FinetuneStep) -> Trainable:
+def _open(folder: Path, place: Place, step: FinetuneStep, host: HostGauge) -> Trainable:
     opened: list[Trainable] = []
     if fits(lambda: opened.append(open_trainable(folder, place.dataset, step, place.device))):
         return opened[0]
+    smallest = host.budget_for(foresee_least_bytes(folder, step))
     raise Problem(
         "memory_budget_exceeded",
-        "The model's weights alone, four bytes for each, do not fit. Raise the budget.",
+        "The libraries and the model's weights alone, four bytes for each that is trained, do not "
+        f"fit. The smallest budget that fits is about {smallest}.",
+        extra={"limit_bytes": host.limit_bytes, "smallest_bytes": smallest},
     )
 
 
@@ -127,9 +131,9 @@ def _rows(trainable: Trainable, place: Place, step: FinetuneStep) -> Iterator[Ro
         yield from rows_of(batch)
 
 
-def _teach(place: Place, step: FinetuneStep, folder: Path) -> RowStore:
+def _teach(place: Place, step: FinetuneStep, folder: Path, host: HostGauge) -> RowStore:
     """Write the rows down with what the model that came in answers; it is let go afterwards."""
-    teacher = _open(place.original, place, step)
+    teacher = _open(place.original, place, step, host)
     store = RowStore(folder, taught_rows(teacher, place.dataset, step), teacher.padding)
     del teacher
     # What refers to itself is let go only when it is looked for.

@@ -68,3 +68,14 @@ def test_a_budget_that_is_too_small_is_refused_with_one_that_works(materials):
 
     assert kept["peak"] <= kept["budget"]
     assert kept["peak"] > 0.75 * kept["budget"]
+
+
+@pytest.mark.slow
+def test_a_budget_in_which_not_even_the_weights_fit_is_refused_with_one_that_works(materials):
+    refused = train(materials, above=1)
+    assert refused["code"] == "memory_budget_exceeded"
+    assert refused["smallest_bytes"] > refused["budget"]
+
+    kept = train(materials, budget=refused["smallest_bytes"])
+
+    assert 0 < kept["peak"] <= kept["budget"]
