@@ -5,8 +5,7 @@ checkpoint counts only on the boot that wrote it. Of two files, one is always wh
 """
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from training.tensor_files import read_tensors, write_tensors
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NAME = "training.json"
+_BEST = "best.safetensors"
 
 
 @dataclass
@@ -71,7 +71,18 @@ class Checkpoints:
         self._is_full = False
 
     def find(self) -> Record | None:
-        """Give how far attempts before this one had come; None where it has to begin."""
+        """Give how far attempts before this one had come; None where it has to begin.
+
+        What they left half written is removed.
+        """
+        record = self._found()
+        if record is None:
+            self.remove()
+            return None
+        self._remove_all_but((_NAME, str(self._file), _BEST))
+        return record
+
+    def _found(self) -> Record | None:
         try:
             found = json.loads((self._folder / _NAME).read_bytes())
         except (OSError, ValueError):
@@ -99,15 +110,16 @@ class Checkpoints:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"training-{record.steps_done}.safetensors"
+        about = {"boot": self._boot, "file": name, "record": asdict(record)}
+        partial = self._folder / f"{_NAME}.part"
         try:
             write_tensors(self._folder / name, tensors)
+            partial.write_text(json.dumps(about))
         except OSError:
             self._is_full = True
             (self._folder / name).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             return
-        about = {"boot": self._boot, "file": name, "record": asdict(record)}
-        partial = self._folder / f"{_NAME}.part"
-        partial.write_text(json.dumps(about))
         partial.replace(self._folder / _NAME)
         if self._file not in (None, name):
             (self._folder / str(self._file)).unlink(missing_ok=True)
@@ -116,17 +128,21 @@ class Checkpoints:
     def write_best(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Keep the weights of the best look."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        partial = self._folder / "best.safetensors.part"
+        partial = self._folder / f"{_BEST}.part"
         write_tensors(partial, tensors)
-        partial.replace(self._folder / "best.safetensors")
+        partial.replace(self._folder / _BEST)
 
     def read_best(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Read those weights back."""
-        read_tensors(self._folder / "best.safetensors", tensors)
+        read_tensors(self._folder / _BEST, tensors)
 
     def remove(self) -> None:
         """Remove them all: what they were for is done."""
-        for name in ("best.safetensors", _NAME, self._file or _NAME):
-            (self._folder / name).unlink(missing_ok=True)
-        if self._folder.exists() and not os.listdir(self._folder):
+        self._remove_all_but(())
+        if self._folder.exists():
             self._folder.rmdir()
+
+    def _remove_all_but(self, kept: Collection[str]) -> None:
+        for path in self._folder.glob("*"):
+            if path.name not in kept:
+                path.unlink()

@@ -1,4 +1,4 @@
-"""Tensors written to safetensors files and read back in place, without a second copy in memory."""
+"""Tensors written to safetensors files and read back into those that are there."""
 
 import os
 from collections.abc import Mapping
@@ -43,6 +43,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def read_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Read a file's tensors into those that are there.
 
+    Those that lie in order on the host are read in place; of others there is a copy of one.
+
     Args:
         path: A file that `write_tensors` wrote.
         tensors: As many, by name, of the same dtypes and shapes.
@@ -59,8 +61,12 @@ def read_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             spec = specs[name]
             if (spec.dtype, spec.shape) != (DTYPES[tensor.dtype], tuple(tensor.shape)):
                 raise Problem("invalid_checkpoint", f"{name!r} of {path.name} is of another shape.")
-            read = torch.empty_like(tensor, device="cpu")
-            _read_all(file.fileno(), bytes_of(read), header.data_start + spec.start)
+            place = header.data_start + spec.start
+            if tensor.device.type == "cpu" and tensor.is_contiguous():
+                _read_all(file.fileno(), bytes_of(tensor), place)
+                continue
+            read = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+            _read_all(file.fileno(), bytes_of(read), place)
             with torch.no_grad():
                 tensor.copy_(read)
 

@@ -1,5 +1,6 @@
 import os
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def test_another_jobs_or_another_boots_counts_for_nothing(tmp_path, monkeypatch)
 
     assert Checkpoints(tmp_path, "other").find() is None
     assert Checkpoints(tmp_path / "elsewhere", "job").find() is None
-    boot = tmp_path / "boot_id"
+    Checkpoints(tmp_path, "job").write(record(1), tensors(1.0))
+    boot = tmp_path.with_name("boot_id")
     boot.write_text("another\n")
     monkeypatch.setattr(module, "_BOOT_ID", boot)
     assert Checkpoints(tmp_path, "job").find() is None
@@ -57,6 +59,26 @@ def test_one_that_was_cut_off_while_it_was_written_is_not_there(tmp_path):
     (tmp_path / "training-2.safetensors").write_bytes(b"half")
     (tmp_path / "training.json.part").write_text("{")
 
+    found = Checkpoints(tmp_path, "job")
+    assert found.find() == record(1)
+    # Nobody would overwrite it: the next attempt writes at other steps.
+    assert sorted(os.listdir(tmp_path)) == ["training-1.safetensors", "training.json"]
+    found.remove()
+    assert not tmp_path.exists()
+
+
+def test_a_disk_with_room_for_tensors_and_not_for_what_tells_of_them_leaves_the_last_one(tmp_path):
+    kept = Checkpoints(tmp_path, "job")
+    kept.write(record(1), tensors(1.0))
+    long = replace(record(2), losses=[(1.0, 1e-4, 10**6)] * 1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        kept.write(long, tensors(2.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert sorted(os.listdir(tmp_path)) == ["training-1.safetensors", "training.json"]
     assert Checkpoints(tmp_path, "job").find() == record(1)
 
 
