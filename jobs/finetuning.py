@@ -88,7 +88,7 @@ class FinetuneStep(Strict):
         description="How much of the loss is the divergence from what the uncompressed model "
         "answers, rather than from the labels or tokens.",
     )
-    temperature: float = Field(1.0, gt=0, le=100, description="Of `distill`.")
+    temperature: float = Field(1.0, ge=0.01, le=100, description="Of `distill`.")
     evaluate_every: int | None = Field(
         None, ge=1, description="Steps between two looks at held-out rows. Default: never."
     )
@@ -128,6 +128,11 @@ class FinetuneStep(Strict):
     def _belongs_together(self) -> "FinetuneStep":
         if self.lora is not None and self.method != "lora" and "lora" not in self.savings:
             raise ValueError("lora is for method: lora, or where savings name it")
+        if self.lora is not None and not self.lora.merge and self.method != "lora":
+            raise ValueError(
+                "adapters are only kept apart with method: lora; as a saving, nobody knows before "
+                "whether there will be any"
+            )
         if self.evaluate_every is None and (self.patience is not None or self.keep_best):
             raise ValueError("patience and keep_best go by held-out rows: give evaluate_every")
         if self.distill and self.objective in ("masked_lm", "regression"):

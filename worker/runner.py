@@ -25,6 +25,7 @@ from engine.pipeline import Progress, compress
 from engine.sensitivities import measure
 from engine.verification import verify
 from engine.verified_forms import claims_of
+from evaluation.faults import is_out_of_memory
 from jobs.problems import Problem
 from jobs.program import is_program
 from jobs.quality import Calibration
@@ -124,15 +125,15 @@ def run(order: Order, pipe: int) -> None:
         _TASKS[order.task](order, on_progress)
     except Problem as problem:
         _send(pipe, {"problem": problem.to_dict()})
-    except MemoryError:
-        _send(pipe, {"problem": _out_of_memory().to_dict()})
     except OSError as error:
         _send(pipe, {"log": traceback.format_exc()[-_MOST_LOGGED:]})
         _send(pipe, {"problem": Problem.from_os_error(error).to_dict()})
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must learn of it
         _send(pipe, {"log": traceback.format_exc()[-_MOST_LOGGED:]})
-        unexpected = Problem("internal_error", f"The runner raised {type(error).__name__}.")
-        _send(pipe, {"problem": unexpected.to_dict()})
+        problem = Problem("internal_error", f"The runner raised {type(error).__name__}.")
+        if is_out_of_memory(error):
+            problem = _out_of_memory(order.recipe)
+        _send(pipe, {"problem": problem.to_dict()})
     else:
         _send(pipe, {"done": True})
 
@@ -338,7 +339,15 @@ _TASKS: dict[Task, Callable[[Order, OnProgress], None]] = {
 }
 
 
-def _out_of_memory() -> Problem:
+def _out_of_memory(recipe: dict[str, Any]) -> Problem:
+    budget = (recipe.get("budget") or {}).get("host_memory")
+    if budget is not None:
+        return Problem(
+            "out_of_memory",
+            f"The runner could not allocate memory; budget.host_memory is {budget}. Raise it, or "
+            "have fewer or shorter rows together.",
+            extra={"budget_bytes": budget},
+        )
     return Problem(
         "out_of_memory",
         "The runner could not allocate memory. Give the worker more, or lower what runs beside it.",

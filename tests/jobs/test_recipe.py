@@ -93,6 +93,12 @@ DATA = {"dataset": "ds_" + "0" * 64}
         ({"steps": [FINETUNE | {"micro_batch_size": 33}]}, "/steps/0", "from 1 to batch_size, 32"),
         ({"steps": [FINETUNE | {"patience": 1}]}, "/steps/0", "give evaluate_every"),
         ({"steps": [FINETUNE | {"lora": {}}]}, "/steps/0", "lora is for method: lora"),
+        (
+            {"steps": [FINETUNE | {"savings": ["lora"], "lora": {"merge": False}}]},
+            "/steps/0",
+            "only kept apart with method: lora",
+        ),
+        ({"steps": [FINETUNE | {"distill": 1, "temperature": 1e-9}]}, "/steps/0/temperature", ""),
         ({"steps": [FINETUNE | {"savings": ["lora"] * 2}]}, "/steps/0", "one of them twice"),
         ({"steps": [FINETUNE, FINETUNE]}, "", "at most one finetune step"),
         (
