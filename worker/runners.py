@@ -158,7 +158,11 @@ def most_written_bytes(order: Order) -> int:
         copies += _TRAINING_COPIES
         rows = _ROW_BYTES_PER_BYTE * Path(order.dataset).stat().st_size
         data += min(rows, _MOST_ROW_BYTES)
-    files = (path for path in Path(order.model_folder).rglob("*") if path.is_file())
+    model = Path(order.model_folder)
+    if order.original_folder is not None and not model.exists():
+        # What a stage begins with is made by the one before it, and no larger than what came in.
+        model = Path(order.original_folder)
+    files = (path for path in model.rglob("*") if path.is_file())
     return copies * sum(path.stat().st_size for path in files) + data + _SMALL_FILES_BYTES
 
 

@@ -1,11 +1,17 @@
 """Jobs that train: real models, in real runners and sandboxes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save
 
+from jobs.recipe import parse_recipe
 from tests.worker.conftest import LLAMA
+from worker.orders import making_orders
+from worker.runner import Order
+from worker.runners import most_written_bytes
 
 PRUNE = {"op": "prune", "sparsity": 0.5}
 INT8 = {"op": "quantize", "scheme": "w8a16"}
@@ -188,3 +194,22 @@ def test_a_cancelled_training_leaves_nothing_behind(workshop, llama, tokens, wai
 
     assert workshop.store.get(job_id).state == "cancelled"
     assert list(kept.glob("work-*")) == []
+
+
+def test_what_training_may_write_goes_by_the_model_before_the_stage_it_begins_with_is_made(
+    tmp_path,
+):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(bytes(10**6))
+    (tmp_path / "data").write_bytes(b"{}")
+    dataset = "ds_" + "c" * 64
+    members = {"steps": [PRUNE, finetune(dataset), INT8]}
+    order = Order(str(tmp_path / "model"), str(tmp_path / "work"), members, "cpu")
+
+    orders = making_orders(order, parse_recipe(members), {dataset: tmp_path / "data"})
+
+    training = next(order for order in orders if order.task == "finetune")
+    pruning = next(order for order in orders if order.task == "compress")
+    assert not Path(training.model_folder).exists()
+    # Two checkpoints of weights and two moments, in float32.
+    assert most_written_bytes(training) - most_written_bytes(pruning) > 2 * 6 * 10**6
