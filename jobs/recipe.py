@@ -172,6 +172,12 @@ class Recipe(Strict):
             )
         if self.compression is None and self.gate != Gate():
             raise ValueError("gate is about what becomes of a model; infer changes none")
+        lora = self.finetune_step.lora if self.finetune_step else None
+        if lora is not None and not lora.merge and self.evaluate is not None:
+            raise ValueError(
+                "evaluate runs the weights of the artifact, which adapters that are not merged "
+                "leave as they were; merge them, or leave evaluate out"
+            )
         return self
 
     @model_validator(mode="after")

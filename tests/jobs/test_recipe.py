@@ -98,6 +98,14 @@ DATA = {"dataset": "ds_" + "0" * 64}
             "/steps/0",
             "only kept apart with method: lora",
         ),
+        (
+            {
+                "steps": [FINETUNE | {"method": "lora", "lora": {"merge": False}}],
+                "evaluate": {},
+            },
+            "",
+            "leave as they were",
+        ),
         ({"steps": [FINETUNE | {"distill": 1, "temperature": 1e-9}]}, "/steps/0/temperature", ""),
         ({"steps": [FINETUNE | {"savings": ["lora"] * 2}]}, "/steps/0", "one of them twice"),
         ({"steps": [FINETUNE, FINETUNE]}, "", "at most one finetune step"),
