@@ -17,6 +17,8 @@ from training.tensor_files import read_tensors, write_tensors
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NAME = "training.json"
 _BEST = "best.safetensors"
+#: A checkpoint has all of them, and so has memory.
+_MOST_LOSSES = 4096
 
 
 @dataclass
@@ -29,7 +31,8 @@ class Record:
         micro_batch_size: Rows at a time.
         savings: What is turned on.
         decisions: What was tried before, as JSON.
-        losses: Of every step, with its learning rate and the resident memory after it.
+        losses: Of steps that are evenly spread, and of the last one: its number, its loss, its
+            learning rate and the resident memory after it.
         looks: Steps and losses on held-out rows.
         rows_seen: All rows together.
         tokens_seen: All tokens together.
@@ -42,12 +45,25 @@ class Record:
     micro_batch_size: int = 1
     savings: list[str] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
-    losses: list[tuple[float, float, int]] = field(default_factory=list)
+    losses: list[tuple[int, float, float, int]] = field(default_factory=list)
     looks: list[tuple[int, float]] = field(default_factory=list)
     rows_seen: int = 0
     tokens_seen: int = 0
     seconds: float = 0.0
     best: int | None = None
+
+    def add_loss(self, loss: float, learning_rate: float, resident_bytes: int) -> None:
+        """Put down the loss of the last step; of millions of steps, no more than a few thousand.
+
+        Which ones are kept depends on their numbers alone, so it is the same after a kill.
+        """
+        apart = 1 << ((self.steps_done - 1) // _MOST_LOSSES).bit_length()
+        if self.losses and (self.losses[-1][0] - 1) % apart:
+            # It was there as the last one.
+            self.losses.pop()
+        if len(self.losses) >= _MOST_LOSSES - 1:
+            self.losses = [kept for kept in self.losses if (kept[0] - 1) % apart == 0]
+        self.losses.append((self.steps_done, loss, learning_rate, resident_bytes))
 
 
 class Checkpoints:
@@ -92,7 +108,7 @@ class Checkpoints:
             return None
         self._file = found["file"]
         record = Record(**found["record"])
-        record.losses = [(loss, rate, nbytes) for loss, rate, nbytes in record.losses]
+        record.losses = [(step, loss, rate, n) for step, loss, rate, n in record.losses]
         record.looks = [(step, loss) for step, loss in record.looks]
         return record
 

@@ -110,5 +110,5 @@ def state_of(loop: Loop) -> dict[str, torch.Tensor]:
 def _tell(loop: Loop, on_step: OnStep) -> None:
     record = loop.record
     speed = record.rows_seen / record.seconds if record.seconds else None
-    loss = record.losses[-1][0] if record.losses else None
+    loss = record.losses[-1][1] if record.losses else None
     on_step(Told(record.steps_done, loop.total, loss, speed))

@@ -109,7 +109,7 @@ class Loop:
         self.record.rows_seen += len(numbers)
         self.record.tokens_seen += int(self.rows.store.tokens[numbers].sum())
         self.record.seconds += time.perf_counter() - started
-        self.record.losses.append((loss, rate, held_bytes()))
+        self.record.add_loss(loss, rate, held_bytes())
         return loss
 
     def look(self) -> float:

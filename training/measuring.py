@@ -57,8 +57,8 @@ def measured(
         weights_held_zero=counted[1] + counted[2],
         frozen_statistics=loop.trainable.frozen_statistics,
         losses=tuple(
-            LossPoint(step=i + 1, loss=loss, learning_rate=rate, resident_bytes=nbytes)
-            for i, (loss, rate, nbytes) in enumerate(record.losses)
+            LossPoint(step=number, loss=loss, learning_rate=rate, resident_bytes=nbytes)
+            for i, (number, loss, rate, nbytes) in enumerate(record.losses)
             if i in set(chosen.tolist())
         ),
         looks=tuple(Look(step=number, loss=loss) for number, loss in record.looks),

@@ -1,6 +1,7 @@
 import os
 import resource
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from training import checkpoints as module
 from training.checkpoints import Checkpoints, Record
 
-LOSSES = [(2.5, 0.1, 1000), (1.5, 0.05, 1001)]
+LOSSES = [(1, 2.5, 0.1, 1000), (2, 1.5, 0.05, 1001)]
 
 
 def tensors(value):
@@ -70,7 +71,7 @@ def test_one_that_was_cut_off_while_it_was_written_is_not_there(tmp_path):
 def test_a_disk_with_room_for_tensors_and_not_for_what_tells_of_them_leaves_the_last_one(tmp_path):
     kept = Checkpoints(tmp_path, "job")
     kept.write(record(1), tensors(1.0))
-    long = replace(record(2), losses=[(1.0, 1e-4, 10**6)] * 1000)
+    long = replace(record(2), losses=[(1, 1.0, 1e-4, 10**6)] * 1000)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -114,3 +115,16 @@ def test_a_damaged_record_counts_for_nothing(tmp_path, text):
     (tmp_path / "training.json").write_text(text)
 
     assert Checkpoints(tmp_path, "job").find() is None
+
+
+def test_losses_of_many_steps_are_evenly_spread_the_last_among_them_and_few():
+    record = Record("job")
+    for step in range(1, 60_001):
+        record.steps_done = step
+        record.add_loss(1 / step, 0.1, step)
+        if step in (1, 2, 4095, 4096, 4097, 4098, 8192, 8193, 59_999, 60_000):
+            numbers = [number for number, *_ in record.losses]
+            assert (numbers[0], numbers[-1]) == (1, step)
+            assert min(step, 2000) <= len(numbers) <= 4097
+            assert len({b - a for a, b in pairwise(numbers[:-1])}) <= 1
+    assert record.losses[7] == (1 + 7 * 16, 1 / (1 + 7 * 16), 0.1, 1 + 7 * 16)
