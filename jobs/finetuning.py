@@ -7,8 +7,15 @@ from pydantic import Field, model_validator
 from jobs.strict import DatasetId, Pattern, Strict
 
 #: What saves memory in training, in the order in which it is turned on.
-Saving = Literal["activation_checkpointing", "adamw8bit", "lora", "optimizer_in_backward"]
+Saving = Literal[
+    "return_freed_memory",
+    "activation_checkpointing",
+    "adamw8bit",
+    "lora",
+    "optimizer_in_backward",
+]
 SAVINGS: tuple[Saving, ...] = (
+    "return_freed_memory",
     "activation_checkpointing",
     "adamw8bit",
     "lora",
@@ -75,7 +82,12 @@ class FinetuneStep(Strict):
     )
     lora: Lora | None = Field(None, description="Of `method: lora`. Default: rank 8.")
     savings: tuple[Saving, ...] = Field(
-        ("activation_checkpointing", "adamw8bit", "optimizer_in_backward"),
+        (
+            "return_freed_memory",
+            "activation_checkpointing",
+            "adamw8bit",
+            "optimizer_in_backward",
+        ),
         max_length=len(SAVINGS),
         description="What may be turned on, in this order, where a single row does not fit the "
         "budget otherwise. `lora` trains other weights, so it is not unless it is named; "

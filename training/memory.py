@@ -12,7 +12,11 @@ from typing import Protocol
 import torch
 
 from evaluation.faults import is_out_of_memory
-from evaluation.freed_memory import give_freed_memory_back
+from evaluation.freed_memory import (
+    give_back_what_is_kept,
+    give_freed_memory_back,
+    keep_freed_memory,
+)
 from evaluation.resident import PeakMeter, free_bytes, level_bytes, writable_bytes
 
 #: What is left of a limit for what no probe sees: libraries' own memory, files that are read.
@@ -46,6 +50,12 @@ class MemoryGauge(Protocol):
 
     def budget_for(self, peak_bytes: int) -> int:
         """Give the smallest budget whose limit is not below a peak."""
+
+    def keep_freed_memory(self) -> None:
+        """Have what is let go of kept to be used again, which is faster."""
+
+    def return_freed_memory(self) -> bool:
+        """Have what is let go of given back at once, and say whether that is less memory here."""
 
 
 class HostGauge:
@@ -97,6 +107,16 @@ class HostGauge:
         """Give the smallest budget whose limit is not below a peak."""
         return int((peak_bytes + _RESERVE_BYTES) / (1 - _RESERVE_SHARE)) + 1
 
+    def keep_freed_memory(self) -> None:
+        """Have what is let go of kept to be used again, which is faster."""
+        keep_freed_memory()
+
+    def return_freed_memory(self) -> bool:
+        """Have what is let go of given back at once, which is less memory."""
+        give_freed_memory_back()
+        self.tighten()
+        return True
+
 
 class DeviceGauge:
     """What torch's allocator reserves on a GPU, which it keeps below a budget.
@@ -135,6 +155,13 @@ class DeviceGauge:
         """Give the smallest budget whose limit is not below a peak."""
         return int(peak_bytes / (1 - _RESERVE_SHARE)) + 1
 
+    def keep_freed_memory(self) -> None:
+        """Do nothing: torch's allocator always does."""
+
+    def return_freed_memory(self) -> bool:
+        """Do nothing: torch's allocator gives back what it keeps before memory runs out."""
+        return False
+
 
 def peak_of(work: Callable[[], None], gauge: MemoryGauge) -> int:
     """Do something, and measure its peak.
@@ -167,6 +194,7 @@ def fits(work: Callable[[], None]) -> bool:
         return True
     # Outside of the handler: the traceback holds every tensor of the frames that it went through.
     gc.collect()
+    give_back_what_is_kept()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return has_fit

@@ -91,8 +91,10 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
         host.tighten()
         # No more rows are together than there are.
         few = step.model_copy(update={"batch_size": min(step.batch_size, rows.trained)})
-        settler = Settler(trainable, parameters, few, partial(_longest, trainable, rows), gauge)
-        loop = _begin(trainable, step, rows, settler, checkpoints)
+        total = step.steps or max(1, round((step.epochs or 1) * rows.order.steps_per_epoch))
+        longest = partial(_longest, trainable, rows)
+        settler = Settler(trainable, parameters, few, longest, gauge, total)
+        loop = _begin(trainable, step, rows, settler, checkpoints, total)
         resumed_at = loop.record.steps_done or None
         stopped = run_course(loop, checkpoints, gauge.held_bytes, on_step)
     if step.keep_best and loop.record.best is not None:
@@ -165,11 +167,10 @@ def _begin(
     rows: Rows,
     settler: Settler,
     checkpoints: Checkpoints,
+    total: int,
 ) -> Loop:
     """Begin a training, or go on where an attempt before this one was killed."""
-    per_epoch = rows.order.steps_per_epoch
     embeddings = embedding_names(trainable.module)
-    total = step.steps or max(1, round((step.epochs or 1) * per_epoch))
     found = checkpoints.find()
     if found is None:
         setting = settler.settle()

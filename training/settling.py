@@ -1,31 +1,31 @@
 """How many rows are in memory at one time, and what saves memory, found by trying before training.
 
 A forward and a backward of one row and of two, the longest there are, tell what a row takes; what
-fits follows from that. Where not even one row does, the next saving is turned on.
+fits follows from that. Where not even one row does, the next saving is turned on. A long training
+tries what should fit, too, and halves of it, and takes what is fastest.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
 from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from jobs.training import Decision
-from training.fitting import even_micro_batch, largest_micro_batch
+from training.fitting import even_micro_batch, fastest_micro_batch, largest_micro_batch
 from training.in_backward import is_exact
 from training.least_memory import guess_least_bytes
-from training.memory import MemoryGauge, OutOfMemory, fits, peak_of
-from training.objectives import loss_sum, task_of
+from training.memory import MemoryGauge, fits
 from training.optimizers import build_optimizer, embedding_names
+from training.probing import LongestRows, Prober
 from training.trainables import Trainable
 
 #: What is guessed from shorter rows is guessed with a margin, and not from very short ones.
 _MARGIN = 1.1
 _LEAST_TOKENS = 16
-#: Gives so many of the longest rows, as a batch.
-LongestRows = Callable[[int], Mapping[str, torch.Tensor]]
+#: Trying what is fastest takes as long as up to two steps.
+_LONG_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Settler:
         step: What is asked for.
         longest_rows: Gives the rows that take most.
         gauge: Measures memory, and knows the limit.
+        steps: How many steps the training has.
     """
 
     def __init__(
@@ -77,13 +78,15 @@ class Settler:
         step: FinetuneStep,
         longest_rows: LongestRows,
         gauge: MemoryGauge,
+        steps: int,
     ) -> None:
         self._trainable = trainable
         self._parameters = parameters
         self._step = step
         self._longest_rows = longest_rows
         self._gauge = gauge
-        self._decisions: list[Decision] = []
+        self._steps = steps
+        self._prober = Prober(trainable, step, longest_rows, gauge)
 
     def settle(self) -> Setting:
         """Find the first savings with which a row fits, and the most rows that do then.
@@ -94,6 +97,7 @@ class Settler:
         Raises:
             Problem: `memory_budget_exceeded`: no row fits, whatever is turned on.
         """
+        self._gauge.keep_freed_memory()
         savings: tuple[str, ...] = ()
         waiting: list[str] = [*self._step.savings]
         while True:
@@ -126,18 +130,19 @@ class Settler:
         Raises:
             Problem: `memory_budget_exceeded`: states and gradients do not fit any more.
         """
+        self._gauge.keep_freed_memory()
         for saving in savings:
             self._turn_on(saving)
         optimizer = self._begin(savings)
         if optimizer is None:
             raise self._refusal(self._least_bytes(savings))
-        self._decisions = list(decisions)
+        self._prober.decisions[:] = decisions
         return self._setting(micro_batch_size, savings, optimizer)
 
     def _setting(
         self, size: int, savings: tuple[str, ...], optimizer: torch.optim.Optimizer
     ) -> Setting:
-        return Setting(size, savings, self._parameters, optimizer, tuple(self._decisions))
+        return Setting(size, savings, self._parameters, optimizer, tuple(self._prober.decisions))
 
     def _begin(self, savings: tuple[str, ...]) -> torch.optim.Optimizer | None:
         """Put states and gradients into memory; None where there is no room for them."""
@@ -159,7 +164,7 @@ class Settler:
 
         if fits(begin):
             return made[0]
-        self._decide(1, savings, None)
+        self._prober.decide(1, savings, None)
         return None
 
     def _let_go(self) -> None:
@@ -175,6 +180,8 @@ class Settler:
 
     def _turn_on(self, saving: str) -> bool:
         """Turn a saving on, and say whether it is one for this model and optimizer."""
+        if saving == "return_freed_memory":
+            return self._gauge.return_freed_memory()
         if saving == "activation_checkpointing":
             return self._trainable.checkpoint_activations()
         if saving == "lora":
@@ -190,86 +197,46 @@ class Settler:
         """Give the most rows that fit; None where not one does."""
         wanted = self._step.micro_batch_size
         most = self._step.batch_size if wanted == "auto" else wanted
-        one = self._probe(1, savings)
+        one = self._peak_bytes(1, savings)
         if one is None or one > self._gauge.limit_bytes:
             return None
         if most == 1:
             return 1
-        held = self._gauge.held_bytes()
-        if 2 * one - held > self._gauge.limit_bytes:
-            # A second row takes at most what the first one did.
-            return 1 if wanted == "auto" else None
-        two = self._probe(2, savings)
+        # A second row takes at most what the first one did.
+        can_two_fit = 2 * one - self._gauge.held_bytes() <= self._gauge.limit_bytes
+        two = self._peak_bytes(2, savings) if can_two_fit else None
         if two is None:
             return 1 if wanted == "auto" else None
         size = largest_micro_batch(one, two, self._gauge.limit_bytes, most)
         if wanted != "auto":
             return wanted if size >= wanted else None
-        return even_micro_batch(size, self._step.batch_size)
+        return self._fastest(even_micro_batch(size, self._step.batch_size), savings)
 
-    def _probe(self, rows: int, savings: tuple[str, ...]) -> int | None:
-        """Run forward and backward on the longest rows, and give the peak; None without room."""
-        peak = None
-        # Where a step follows each gradient at once, each is let go at once.
-        hooks = [
-            parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
-            for parameter in self._parameters.values()
-            if "optimizer_in_backward" in savings
-        ]
-        try:
-            peak = peak_of(lambda: self._run(rows), self._gauge)
-        except OutOfMemory:
-            pass
-        finally:
-            for parameter in self._parameters.values():
-                if parameter.grad is not None:
-                    parameter.grad.zero_()
-            for hook in hooks:
-                hook.remove()
-        self._decide(rows, savings, peak)
-        return peak
+    def _fastest(self, largest: int, savings: tuple[str, ...]) -> int:
+        """Give what is fastest of a size and its halves, where that is worth being tried."""
+        if largest == 1 or self._steps < _LONG_STEPS:
+            return largest
 
-    def _run(self, rows: int) -> None:
-        self._learn(self._longest_rows(rows))
+        def seconds_of(rows: int) -> float | None:
+            tried = self._prober.probe(rows, savings, self._parameters)
+            return tried.seconds if tried.outcome == "fits" else None
 
-    def _learn(self, fields: Mapping[str, torch.Tensor]) -> None:
-        task = task_of(self._trainable.objective, fields)
-        logits = self._trainable.logits(task.inputs)
-        loss = loss_sum(self._trainable.objective, logits, task, self._step) / max(1, task.count)
-        del logits
-        if not loss.requires_grad:
-            raise Problem(
-                "finetune_unsupported",
-                f"No gradient comes back through what {self._trainable.name} answers, so nothing "
-                "is learned from it.",
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
+        return fastest_micro_batch(largest, self._step.batch_size, seconds_of)
 
-    def _decide(self, rows: int, savings: tuple[str, ...], peak: int | None) -> None:
-        limit = self._gauge.limit_bytes
-        outcome = "out_of_memory" if peak is None else "fits" if peak <= limit else "too_large"
-        self._decisions.append(
-            Decision.model_validate(
-                {
-                    "micro_batch_size": rows,
-                    "savings": savings,
-                    "peak_bytes": peak,
-                    "limit_bytes": limit,
-                    "outcome": outcome,
-                }
-            )
-        )
+    def _peak_bytes(self, rows: int, savings: tuple[str, ...]) -> int | None:
+        return self._prober.probe(rows, savings, self._parameters).peak_bytes
 
     def _least_bytes(self, savings: tuple[str, ...]) -> int:
         """Give about what one row takes at its peak, from what parts of it take, or guessed."""
-        if self._decisions[-1].peak_bytes is not None:
-            return self._decisions[-1].peak_bytes
+        if self._prober.decisions[-1].peak_bytes is not None:
+            return self._prober.decisions[-1].peak_bytes
         row = self._longest_rows(1)
         tokens = row["input_ids"].shape[1] if "input_ids" in row else 1
         held = self._gauge.held_bytes()
         if self._begin(savings) is not None and tokens >= _LEAST_TOKENS:
             peaks = [
-                self._peak_of_part(row, tokens, length) for length in (tokens // 4, tokens // 2)
+                self._prober.peak_of_part(row, tokens, length)
+                for length in (tokens // 4, tokens // 2)
             ]
             if None not in peaks:
                 quarter, half = (peak or 0 for peak in peaks)
@@ -277,20 +244,8 @@ class Settler:
         embeddings = embedding_names(self._trainable.module)
         return guess_least_bytes(held, self._parameters, embeddings, self._step, savings, tokens)
 
-    def _peak_of_part(
-        self, row: Mapping[str, torch.Tensor], tokens: int, length: int
-    ) -> int | None:
-        part = {
-            name: values[:, :length] if values.shape[1:2] == (tokens,) else values
-            for name, values in row.items()
-        }
-        try:
-            return peak_of(partial(self._learn, part), self._gauge)
-        except OutOfMemory:
-            return None
-
     def _refusal(self, least_bytes: int) -> Problem:
-        tried = self._decisions[-1]
+        tried = self._prober.decisions[-1]
         said = ", ".join(tried.savings) or "nothing"
         peak = "memory ran out" if tried.peak_bytes is None else f"it was {tried.peak_bytes} bytes"
         smallest = self._gauge.budget_for(least_bytes)
@@ -302,7 +257,3 @@ class Settler:
             "include.",
             extra={"limit_bytes": tried.limit_bytes, "smallest_bytes": smallest},
         )
-
-
-def _forget(parameter: torch.Tensor) -> None:
-    parameter.grad = None
