@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -173,9 +172,6 @@ def most_kept_bytes(orders: Sequence[Order]) -> int:
         orders: Of the job, and of all its runners.
 
     Returns:
-        Bytes. What a stage begins with is not there before another one has made it, and is no
-        larger than the model.
+        Bytes; of who verifies, none.
     """
-    model = orders[0].model_folder
-    writing = (replace(one, model_folder=model) for one in orders if one.task != "verify")
-    return sum(most_written_bytes(one) for one in writing)
+    return sum(most_written_bytes(one) for one in orders if one.task != "verify")

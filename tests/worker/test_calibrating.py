@@ -152,14 +152,15 @@ def test_what_is_left_is_calibrated_as_in_jobs_one_after_the_other(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_job_that_is_killed_ends_with_the_bytes_of_one_that_was_not(
     workshop, llama, tokens, wait_until
 ):
-    data = tokens(600)
+    data = tokens(400)
     recipe = {
         "steps": [{"op": "shrink", "width": 0.5}, WANDA, GPTQ],
-        "calibrate": {"dataset": data, "rows": 600, "batch_size": 4},
-        "evaluate": {"dataset": data, "rows": 600},
+        "calibrate": {"dataset": data, "rows": 400, "batch_size": 4},
+        "evaluate": {"dataset": data, "rows": 400},
     }
     whole = workshop.run(llama, recipe)
     job_id = workshop.submit(llama, recipe)
