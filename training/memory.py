@@ -73,6 +73,7 @@ class HostGauge:
     limit_bytes: int
 
     def __init__(self, budget_bytes: int | None, *, is_capped: bool = True) -> None:
+        _start_threads()
         give_freed_memory_back()
         self._capped_bytes = budget_bytes if is_capped else None
         allowed = budget_bytes or level_bytes() + int(_FREE_SHARE * free_bytes())
@@ -198,6 +199,12 @@ def fits(work: Callable[[], None]) -> bool:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return has_fit
+
+
+def _start_threads() -> None:
+    """Have torch start its threads: where one has no room for its stack, the process ends."""
+    # So many that all of them have a part.
+    torch.ones(torch.get_num_threads(), 2**17).add_(1)
 
 
 def _reserve_bytes(allowed: int) -> int:

@@ -42,3 +42,24 @@ def test_memory_beyond_a_budget_is_refused_and_what_fits_goes_on():
     )
 
     assert child.stdout == "well\n", child.stderr
+
+
+THREADS = """
+import torch
+from evaluation.resident import level_bytes
+from training.memory import HostGauge
+
+torch.set_num_threads(4)
+values = torch.empty(4, 2**17).numpy()
+HostGauge(level_bytes())
+torch.from_numpy(values).add_(1)
+print("well")
+"""
+
+
+def test_all_threads_run_before_memory_is_refused_which_would_end_the_process():
+    child = subprocess.run(
+        [sys.executable, "-c", THREADS], capture_output=True, text=True, check=False, timeout=120
+    )
+
+    assert child.stdout == "well\n", child.stderr
