@@ -128,3 +128,15 @@ def test_losses_of_many_steps_are_evenly_spread_the_last_among_them_and_few():
             assert min(step, 2000) <= len(numbers) <= 4097
             assert len({b - a for a, b in pairwise(numbers[:-1])}) <= 1
     assert record.losses[7] == (1 + 7 * 16, 1 / (1 + 7 * 16), 0.1, 1 + 7 * 16)
+
+
+def test_what_is_read_back_takes_no_copy_of_a_tensor(tmp_path, largest_tensor):
+    kept = Checkpoints(tmp_path, "job")
+    kept.write(record(1), {"weight": torch.arange(1000.0).reshape(10, 100)})
+    held = {"weight": torch.zeros(10, 100)}
+
+    with largest_tensor:
+        kept.read(held)
+
+    assert torch.equal(held["weight"], torch.arange(1000.0).reshape(10, 100))
+    assert largest_tensor.nbytes == 0
