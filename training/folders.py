@@ -225,8 +225,9 @@ def _masking(folder: Path, vocabulary: int) -> Masking:
 def _padding(config: Any) -> dict[str, int]:  # noqa: ANN401 - transformers has no types
     token = getattr(config, "pad_token_id", None)
     # A config may name one that the model has no embedding for.
-    is_known = isinstance(token, int) and 0 <= token < config.vocab_size
-    return {"input_ids": token} if is_known else {}
+    if isinstance(token, int) and 0 <= token < config.vocab_size:
+        return {"input_ids": token}
+    return {}
 
 
 def _set_training(module: torch.nn.Module) -> int:

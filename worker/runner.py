@@ -130,10 +130,10 @@ def run(order: Order, pipe: int) -> None:
         _send(pipe, {"problem": Problem.from_os_error(error).to_dict()})
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must learn of it
         _send(pipe, {"log": traceback.format_exc()[-_MOST_LOGGED:]})
-        problem = Problem("internal_error", f"The runner raised {type(error).__name__}.")
+        unexpected = Problem("internal_error", f"The runner raised {type(error).__name__}.")
         if is_out_of_memory(error):
-            problem = _out_of_memory(order.recipe)
-        _send(pipe, {"problem": problem.to_dict()})
+            unexpected = _out_of_memory(order.recipe)
+        _send(pipe, {"problem": unexpected.to_dict()})
     else:
         _send(pipe, {"done": True})
 
