@@ -7,6 +7,7 @@
       datasets/<digest>/            meta.json, files/…
       jobs/<id>/spec.json           written before the job is accepted
       jobs/<id>/cancel              there where the client wants the job's end
+      jobs/<id>/requests/stop       there where it wants the training's, and what was trained
       jobs/<id>/work-<token>/       one attempt's scratch folder, which the next one takes over
       jobs/<id>/artifact-<token>/   a finished attempt's files
       jobs/<id>/result.json         how the job ended: created exclusively, so it exists once
@@ -31,6 +32,7 @@ StoreName = Literal["models", "datasets"]
 RESULT_NAME = "result.json"
 REPORT_NAME = "report.json"
 CANCEL_NAME = "cancel"
+STOP_NAME = "stop"
 #: Digests that a worker computes after the job has succeeded: path -> hex.
 SHA256_NAME = "sha256.json"
 
@@ -202,6 +204,27 @@ class BlobStore:
     def has_cancel(self, job_id: str) -> bool:
         """Tell whether a job's end was asked for while it ran."""
         return (self.job_folder(job_id) / CANCEL_NAME).exists()
+
+    def requests_folder(self, job_id: str) -> Path:
+        """Give the folder of what a runner is asked while it works, and may read itself."""
+        folder = self.job_folder(job_id) / "requests"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def note_stop(self, job_id: str) -> None:
+        """Write down durably that a job's training is to end, and keep what was trained."""
+        note = self.requests_folder(job_id) / STOP_NAME
+        note.touch()
+        for folder in (note.parent, note.parent.parent):
+            fsync(folder)
+
+    def has_stop(self, job_id: str) -> bool:
+        """Tell whether the end of a job's training was asked for."""
+        return (self.job_folder(job_id) / "requests" / STOP_NAME).exists()
+
+    def was_begun(self, job_id: str) -> bool:
+        """Tell whether an attempt at a job that has not ended left something to go on from."""
+        return any(self.job_folder(job_id).glob("work-*"))
 
     def job_ids(self) -> Iterator[str]:
         """Yield the id of every job on disk, oldest first."""

@@ -90,6 +90,9 @@ class Job(_Value):
     recipe: Recipe
     labels: dict[str, str] = {}
     cancel_requested: bool = False
+    stop_requested: bool = Field(
+        False, description="Whether its training was asked to end, and keep what was trained."
+    )
     progress: Progress | None = None
     queue_position: int | None = Field(None, description="0 is next; None unless queued.")
     created_at: datetime

@@ -51,6 +51,7 @@ CATALOGUE: dict[str, Kind] = {
     "method_not_allowed": Kind(405, "This address does not take that method"),
     "not_acceptable": Kind(406, "This address cannot answer in the form asked for"),
     "job_not_terminal": Kind(409, "The job has not ended yet", retryable=True),
+    "nothing_to_keep": Kind(409, "Nothing was trained that could be kept"),
     "artifact_not_ready": Kind(409, "The job has no artifact yet", retryable=True),
     "no_artifact": Kind(409, "The job ended without an artifact"),
     "no_report": Kind(409, "The job has no report", retryable=True),

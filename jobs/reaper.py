@@ -141,6 +141,8 @@ class Reaper:
             stores.jobs.cancel(job_id)
             publish_end(stores.jobs, stores.blobs, job_id)
         elif result is None:
+            if stores.blobs.has_stop(job_id):
+                stores.jobs.stop(job_id)
             ring(self._celery, stores.tenant, job_id)
         return submitted.outcome == "created"
 

@@ -60,7 +60,7 @@ class Event:
 
     Attributes:
         id: Its place in the job's stream.
-        type: A state, `progress`, `cancel_requested` or `requeued`.
+        type: A state, `progress`, `cancel_requested`, `stop_requested` or `requeued`.
         data: Revision, state, attempt, progress and failure at that moment.
     """
 
@@ -131,6 +131,7 @@ def job_from_fields(job_id: str, fields: dict[str, str], position: int | None) -
         recipe=Recipe.model_validate_json(fields["recipe"]),
         labels=members("labels") or {},
         cancel_requested=fields.get("cancel_requested") == "1",
+        stop_requested=fields.get("stop_requested") == "1",
         progress=members("progress"),
         queue_position=position,
         created_at=cast("datetime", moment(fields["created_ms"])),

@@ -23,7 +23,7 @@ IDEMPOTENCY_SECONDS = 7 * 86400
 CHANGED = "modelpress:changed"
 #: Renewals come more often; a holder that is silent for longer is not waited for.
 _CANCEL_GRACE_MS = 2500
-_SCRIPTS = ("submit", "claim", "renew", "release", "finish", "cancel", "reap", "remove")
+_SCRIPTS = ("submit", "claim", "renew", "release", "finish", "cancel", "stop", "reap", "remove")
 
 
 class JobStore:
@@ -205,6 +205,17 @@ class JobStore:
         """
         state = self._run("cancel", job_id, _CANCEL_GRACE_MS)
         return cast("JobState | Literal['missing']", state)
+
+    def stop(self, job_id: str) -> JobState | Literal["missing"]:
+        """Show that a job's training was asked to end early; one that has ended stays as it is.
+
+        Args:
+            job_id: Which; the request is on the disk, where its runner finds it.
+
+        Returns:
+            The job's state now.
+        """
+        return cast("JobState | Literal['missing']", self._run("stop", job_id))
 
     def reap(
         self, job_id: str, recheck_ms: int

@@ -73,6 +73,12 @@ class Training(_Value):
         None, description="After how many steps the weights are, where keep_best chose."
     )
     stopped_early: bool = False
+    stopped_by: Literal["patience", "request"] | None = Field(
+        None,
+        description="`patience`: looks became no better; `request`: a cancel asked to keep what "
+        "was trained. None where all steps were done.",
+    )
+    planned_steps: Count | None = Field(None, description="What the recipe asks for.")
     resumed_at: int | None = Field(
         None, description="How many steps attempts before had done; None where one did all."
     )

@@ -207,11 +207,14 @@ def status(session: Session, job_id: str) -> None:
 
 @cli.command()
 @wanted_job
+@click.option(
+    "--keep", is_flag=True, help="End only its training, and make an artifact of what was trained."
+)
 @click.pass_obj
-def cancel(session: Session, job_id: str) -> None:
+def cancel(session: Session, job_id: str, *, keep: bool) -> None:
     """Ask JOB to stop. One that has ended stays as it is."""
     with session.client() as client:
-        job = client.cancel(job_id)
+        job = client.cancel(job_id, keep=keep)
         session.answer(job.raw, lambda: render_job(job))
 
 

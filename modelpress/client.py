@@ -234,9 +234,20 @@ class Client:
         """
         return wait_for(self._connection, job_id, timeout, on_progress)
 
-    def cancel(self, job_id: str) -> Job:
-        """Ask for a job to stop; `wait` tells when it has. A job that has ended stays as it is."""
-        return read(self._connection.send("POST", _path(job_id, "/cancel"), headers=JSON), job_from)
+    def cancel(self, job_id: str, *, keep: bool = False) -> Job:
+        """Ask for a job to stop; `wait` tells when it has. A job that has ended stays as it is.
+
+        Args:
+            job_id: Which.
+            keep: End only its training, at the next step. The job goes on with what was trained,
+                and succeeds with an artifact.
+
+        Returns:
+            The job as it is now.
+        """
+        body = {"keep": True} if keep else None
+        answer = self._connection.send("POST", _path(job_id, "/cancel"), headers=JSON, json=body)
+        return read(answer, job_from)
 
     def delete(self, job_id: str) -> None:
         """Remove a job that has ended, and its artifact."""

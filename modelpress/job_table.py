@@ -22,6 +22,8 @@ def render_job(job: Job) -> Table:
         facts.append(
             ("progress", f"{progress.phase} {progress.done} of {progress.total} {progress.unit}")
         )
+    if job.raw.get("stop_requested") and not job.is_terminal:
+        facts.append(("training", "asked to end; what was trained is kept"))
     facts += [("label", f"{key}={value}") for key, value in job.labels.items()]
     times = (("created", job.created_at), ("started", job.started_at), ("ended", job.finished_at))
     facts += [(name, time) for name, time in times if time]

@@ -94,6 +94,9 @@ def _training(found: dict[str, Any]) -> Text:
         f"{count_text(found.get('steps'))} steps of {count_text(found.get('batch_size'))} rows",
         f"{count_text(found.get('micro_batch_size'))} at a time",
     ]
+    if found.get("stopped_by"):
+        why = "on request" if found["stopped_by"] == "request" else "as it got no better"
+        facts.append(f"stopped {why}, {count_text(found.get('planned_steps'))} were planned")
     facts += [str(saving) for saving in found.get("savings") or []]
     losses = [point["loss"] for point in found.get("losses") or [] if "loss" in point]
     if losses:

@@ -99,6 +99,7 @@ class Operation:
         query: The query's parameters.
         headers: Keys of `REQUEST_HEADERS` that it understands.
         body: Model by media type, or a form; None for bytes.
+        needs_body: Whether there has to be one.
         with_head: Whether HEAD is part of the contract.
     """
 
@@ -110,6 +111,7 @@ class Operation:
     query: type[BaseModel] | None = None
     headers: tuple[str, ...] = ()
     body: Mapping[str, type[BaseModel] | Form | None] | None = None
+    needs_body: bool = True
     with_head: bool = False
 
 

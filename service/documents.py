@@ -105,8 +105,8 @@ class EventDocument(_Answer):
 
     id: str
     type: str = Field(
-        description="A state, `progress`, `cancel_requested`, `requeued`, or `snapshot` where "
-        "events before it are no longer kept."
+        description="A state, `progress`, `cancel_requested`, `stop_requested`, `requeued`, "
+        "or `snapshot` where events before it are no longer kept."
     )
     data: dict[str, Any]
 
@@ -153,6 +153,16 @@ class SubmitRequest(_Input):
     model: str = Field(description="Id of an uploaded model.")
     recipe: Recipe = Field(alias="spec")
     labels: Labels = {}
+
+
+class CancelRequest(_Input):
+    """How a job is to stop."""
+
+    keep: bool = Field(
+        False,
+        description="End its training after the step that it is at, and go on with what was "
+        "trained, instead of ending the job.",
+    )
 
 
 class LabelsDocument(_Input):

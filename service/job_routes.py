@@ -7,13 +7,14 @@ from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, request
 
-from jobs.job import is_job_id
+from jobs.job import Job, is_job_id
 from jobs.problems import Problem
 from jobs.reaper import publish_end
-from service.contract import Answer, Operation, declare, json_answer, read_query
-from service.documents import JobDocument, JobPage, JobsQuery
+from service.contract import JSON, Answer, Operation, check, declare, json_answer, read_query
+from service.documents import CancelRequest, JobDocument, JobPage, JobsQuery
 from service.job_answers import answer_job, find_job, job_document
 from service.parts import own, parts
+from service.receive import MAX_TEXT_BYTES, Body, json_of
 from service.waiting import MAX_WAIT_SECONDS, wait_for_change
 
 routes = Blueprint("jobs", __name__)
@@ -87,23 +88,74 @@ def show_job(job_id: str) -> Response:
         summary="Cancel a job",
         tag="jobs",
         scope="submit",
+        body={JSON: CancelRequest},
+        needs_body=False,
         answers=(
             json_answer(202, "It is running and will stop soon.", JobDocument, "Retry-After"),
             json_answer(200, "It has ended.", JobDocument),
         ),
-        problems=("job_not_found", "store_unavailable"),
+        problems=(
+            "unsupported_media_type",
+            "too_large",
+            "upload_truncated",
+            "digest_mismatch",
+            "job_not_found",
+            "nothing_to_keep",
+            "store_unavailable",
+        ),
     )
 )
 def cancel_job(job_id: str) -> Response:
-    """Ask for a job to stop. Asking again does no harm; a job that has ended stays as it is."""
-    find_job(job_id)
+    """Ask for a job to stop. Asking again does no harm; a job that has ended stays as it is.
+
+    With `keep` only its training stops, at its next step and at least one, as if the recipe had
+    asked for no more: the best weights are taken where the recipe keeps them, the latest elsewhere,
+    the steps that follow are done, and the job succeeds with an artifact. A cancel without it ends
+    the job still. 409 where the recipe trains nothing, or the job waits for its first attempt.
+    """
+    asked = _read_cancel()
+    job = find_job(job_id)
+    if asked.keep:
+        _keep(job)
+    else:
+        _cancel(job_id)
+    job = find_job(job_id)
+    return answer_job(job, status=200 if job.is_terminal else 202)
+
+
+def _read_cancel() -> CancelRequest:
+    body = Body(request, MAX_TEXT_BYTES)
+    if body.is_empty:
+        return CancelRequest()
+    if request.mimetype != JSON:
+        raise Problem("unsupported_media_type", f"{request.mimetype[:80]!a} is not {JSON}.")
+    return check(CancelRequest, json_of(body), "The body")
+
+
+def _cancel(job_id: str) -> None:
     state = own().jobs.cancel(job_id)
     if state == "cancelled":
         publish_end(own().jobs, own().blobs, job_id)
     elif state == "running":
         own().blobs.note_cancel(job_id)
-    job = find_job(job_id)
-    return answer_job(job, status=200 if job.is_terminal else 202)
+
+
+def _keep(job: Job) -> None:
+    """Ask for the end of a job's training."""
+    blobs = own().blobs
+    if job.is_terminal:
+        return
+    if job.recipe.finetune_step is None:
+        raise Problem(
+            "nothing_to_keep", "The recipe trains nothing; cancel the job without keep, or wait."
+        )
+    if job.state == "queued" and not blobs.was_begun(job.id):
+        raise Problem(
+            "nothing_to_keep", "The job was not begun yet; cancel it without keep, or wait."
+        )
+    # The disk first: it is what the runner goes by, and what outlives a loss of Redis.
+    blobs.note_stop(job.id)
+    own().jobs.stop(job.id)
 
 
 @routes.delete("/jobs/<job_id>")

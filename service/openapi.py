@@ -128,7 +128,7 @@ def _operation(path: str, method: str, operation: Operation, doc: str) -> dict[s
         members["security"] = [{_KEY: [operation.scope]}, {}]
     if operation.body is not None:
         members["requestBody"] = {
-            "required": True,
+            "required": operation.needs_body,
             "content": {kind: _content(model) for kind, model in operation.body.items()},
         }
     return members

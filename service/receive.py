@@ -59,6 +59,11 @@ class Body:
         self._is_chunked = "chunked" in request.headers.get("Transfer-Encoding", "").lower()
         self._expected = _announced_digests(request.headers)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the request announces no bytes."""
+        return not self.announced and not self._is_chunked
+
     def chunks(self) -> Iterator[bytes]:
         """Read the body once.
 

@@ -153,6 +153,9 @@ def _trained(report: Report) -> Iterator[tuple[str, str, str]]:
     saved = "".join(f", {saving}" for saving in found.savings)
     peak = human_bytes(found.resident_peak_bytes)
     rows = f"of {found.batch_size} rows, {found.micro_batch_size} at a time{saved}; peak {peak}"
+    if found.stopped_by is not None:
+        why = "on request" if found.stopped_by == "request" else "as it got no better"
+        rows += f"; stopped {why}, {found.planned_steps} were planned"
     yield "Trained", f"{found.steps} steps", rows
     if found.losses:
         last, first = found.losses[-1].loss, found.losses[0].loss

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -33,21 +34,37 @@ class Told:
 
 
 OnStep = Callable[[Told], None]
+#: Why a training was over early.
+Stop = Literal["patience", "request"]
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Whoever follows a training.
+
+    Attributes:
+        on_step: Told how far it is, after every step.
+        is_asked_to_stop: Asked after every step whether it is to end there.
+    """
+
+    on_step: OnStep
+    is_asked_to_stop: Callable[[], bool] = lambda: False
 
 
 def run_course(
-    loop: Loop, checkpoints: Checkpoints, held_bytes: Callable[[], int], on_step: OnStep
-) -> bool:
-    """Do all steps.
+    loop: Loop, checkpoints: Checkpoints, held_bytes: Callable[[], int], watcher: Watcher
+) -> Stop | None:
+    """Do all steps, but at least one.
 
     Args:
         loop: The training, at its beginning or where an attempt before this one was.
         checkpoints: Where it is written down how far it is.
         held_bytes: Tells the memory that is held.
-        on_step: Told how far it is, after every step.
+        watcher: Told how far it is, and asked whether to go on.
 
     Returns:
-        Whether it was over early, because looks became no better.
+        Why it was over early: looks became no better, or the watcher asked for it. None where all
+        steps were done.
 
     Raises:
         Problem: As `Loop.advance`.
@@ -55,15 +72,20 @@ def run_course(
     record, step = loop.record, loop.step
     written = time.monotonic()
     pause = _SECONDS_BETWEEN_CHECKPOINTS
-    _tell(loop, on_step)
+    stopped: Stop | None = None
+    _tell(loop, watcher.on_step)
     while record.steps_done < loop.total:
         if step.evaluate_every and record.steps_done % step.evaluate_every == 0:
             _look(loop, checkpoints)
             if _is_over(loop):
-                return True
+                return "patience"
+        # What an attempt before this one has trained is enough to keep, too.
+        if record.steps_done and watcher.is_asked_to_stop():
+            stopped = "request"
+            break
         loop.advance(held_bytes)
         record.micro_batch_size = loop.setting.micro_batch_size
-        _tell(loop, on_step)
+        _tell(loop, watcher.on_step)
         if time.monotonic() - written > pause:
             begun = time.monotonic()
             checkpoints.write(record, state_of(loop))
@@ -71,7 +93,7 @@ def run_course(
             pause = max(_SECONDS_BETWEEN_CHECKPOINTS, (written - begun) / _CHECKPOINT_SHARE)
     if step.evaluate_every:
         _look(loop, checkpoints)
-    return False
+    return stopped
 
 
 def _look(loop: Loop, checkpoints: Checkpoints) -> None:

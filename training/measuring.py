@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from jobs.training import Look, LossPoint, Training
+from training.course import Stop
 from training.loop import Loop
 from training.memory import DeviceGauge, HostGauge
 from training.optimizers import state_bytes
@@ -17,7 +18,7 @@ def measured(
     host: HostGauge,
     gauge: HostGauge | DeviceGauge,
     counted: tuple[int, int, int],
-    stopped: bool,
+    stopped_by: Stop | None,
     resumed_at: int | None,
     started: float,
 ) -> Training:
@@ -29,7 +30,7 @@ def measured(
         gauge: Measured the memory that is limited.
         counted: How many weights were trained, how many of them are zero as they were, and how many
             an adapter would have changed.
-        stopped: Whether it was over early.
+        stopped_by: Why it was over early; None where it was not.
         resumed_at: How many steps attempts before had done.
         started: When it began, in the seconds of `time.perf_counter`.
 
@@ -63,7 +64,9 @@ def measured(
         ),
         looks=tuple(Look(step=number, loss=loss) for number, loss in record.looks),
         best_step=record.best if step.keep_best else None,
-        stopped_early=stopped,
+        stopped_early=stopped_by is not None,
+        stopped_by=stopped_by,
+        planned_steps=loop.total,
         resumed_at=resumed_at,
         rows_per_second=record.rows_seen / seconds,
         tokens_per_second=record.tokens_seen / seconds if has_tokens else None,

@@ -17,7 +17,7 @@ from jobs.problems import Problem
 from jobs.recipe import ENGINE_VERSION, Recipe
 from jobs.training import Decision, Training
 from training.checkpoints import Checkpoints, Record
-from training.course import OnStep, run_course, state_of, weights_of
+from training.course import Watcher, run_course, state_of, weights_of
 from training.least_memory import foresee_least_bytes
 from training.loop import Loop, Rows
 from training.masks import sparse_parameters
@@ -56,13 +56,13 @@ class Place:
     device: str
 
 
-def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
+def finetune(place: Place, recipe: Recipe, watcher: Watcher) -> Training:
     """Train a model.
 
     Args:
         place: Where.
         recipe: Has a finetune step, and the budget.
-        on_step: Told how far it is, after every step.
+        watcher: Told how far it is, and asked whether to go on.
 
     Returns:
         What was measured. The trained model is in `place.output`; scratch is empty.
@@ -96,7 +96,7 @@ def finetune(place: Place, recipe: Recipe, on_step: OnStep) -> Training:
         settler = Settler(trainable, parameters, few, longest, gauge, total)
         loop = _begin(trainable, step, rows, settler, checkpoints, total)
         resumed_at = loop.record.steps_done or None
-        stopped = run_course(loop, checkpoints, gauge.held_bytes, on_step)
+        stopped = run_course(loop, checkpoints, gauge.held_bytes, watcher)
     if step.keep_best and loop.record.best is not None:
         if loop.record.best == 0:
             raise Problem(

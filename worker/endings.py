@@ -69,7 +69,8 @@ class Endings:
             return
         if self._store.finish(result, token) == "stale":
             self._store.finish(result, token=None)
-        if result.artifact is not None:
+        # What was trained for less than the recipe says is no answer to those who ask for that.
+        if result.artifact is not None and not self._blobs.has_stop(job.id):
             remember(self._blobs, job)
         self._checksums.take_up(self._blobs, job.id)
 

@@ -87,6 +87,7 @@ class Order:
         artifact_folder: The artifact to run; None is the one in the work folder. What is measured
             of another one is written beside it.
         original_folder: The model that came in, where that is not the one to work on.
+        requests_folder: Where a file appears that asks for the end of a training; only read.
         steps_before: How many steps of the job's recipe were done when this one's begin.
         steps_after: How many follow. What is made for those is kept for an attempt to come, which
             then finds it done.
@@ -101,6 +102,7 @@ class Order:
     dataset: str | None = None
     artifact_folder: str | None = None
     original_folder: str | None = None
+    requests_folder: str | None = None
     steps_before: int = 0
     steps_after: int = 0
 

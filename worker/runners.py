@@ -111,6 +111,8 @@ class Runners:
             readable += [work / name for name in shown if (work / name).exists()]
         if order.original_folder is not None:
             readable.append(Path(order.original_folder))
+        if order.task == "finetune" and order.requests_folder is not None:
+            readable.append(Path(order.requests_folder))
         if order.dataset is not None:
             readable.append(Path(order.dataset))
         return Sandbox(Place(self._hidden, tuple(readable), work, self.device == "cuda"))

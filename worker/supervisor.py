@@ -214,6 +214,7 @@ class Supervisor:
             recipe=job.recipe.model_dump(mode="json"),
             device=self.runners.device,
             idle_bytes=levels.idle_bytes,
+            requests_folder=_requests_folder(held),
         )
         budget, compression = job.recipe.budget, job.recipe.compression
         if compression is None or job.recipe.measures:
@@ -373,7 +374,7 @@ class Supervisor:
 
     def _deliver(self, held: _Held, work: Path, report: Report, rows: list[Row]) -> None:
         job, blobs = held.job, held.stores.blobs
-        artifact = seal_artifact(work / ARTIFACT_NAME, _about(job), rows)
+        artifact = seal_artifact(work / ARTIFACT_NAME, _about(job, report), rows)
         blobs.write_report(job.id, report.model_dump(mode="json"))
         self._announcements.tell_inspection(report)
         check_memory(report)
@@ -391,6 +392,12 @@ class Supervisor:
         )
         self._endings(held).publish(job, held.token, result)
         self._announcements.add(report)
+
+
+def _requests_folder(held: _Held) -> str | None:
+    """Give where a training is asked to end; None where the job has none."""
+    is_trained = held.job.recipe.finetune_step is not None
+    return str(held.stores.blobs.requests_folder(held.job.id)) if is_trained else None
 
 
 def _require_lease(held: _Held) -> None:
@@ -415,9 +422,14 @@ def choose_device(wanted: str) -> Any:  # noqa: ANN401 - Literal["cpu", "cuda"]
     return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
 
 
-def _about(job: Job) -> dict[str, Any]:
-    return {
+def _about(job: Job, report: Report) -> dict[str, Any]:
+    about = {
         "model": job.model,
         "recipe": deciding_parts(job.recipe),
         "engine_version": ENGINE_VERSION,
     }
+    training = report.training
+    if training is not None and training.stopped_by == "request":
+        # The recipe alone does not make this artifact.
+        about["training"] = {"stopped_by": "request", "steps": training.steps}
+    return about

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.memory import MemoryMeter
 from engine.progress import Progress
+from jobs.blobs import STOP_NAME
 from jobs.program import is_program
 from jobs.recipe import parse_recipe
 from jobs.report import Report
@@ -23,13 +24,17 @@ def train(order: Order, on_progress: OnProgress) -> None:
     """
     with MemoryMeter() as meter:
         # They import torch and transformers, which is the job's own memory.
-        from training.course import Told  # noqa: PLC0415
+        from training.course import Told, Watcher  # noqa: PLC0415
         from training.program_reporting import build_program_report  # noqa: PLC0415
         from training.reporting import build_folder_report  # noqa: PLC0415
         from training.running import Place, finetune  # noqa: PLC0415
 
         work = Path(order.work_folder)
         recipe = parse_recipe(order.recipe)
+
+        def is_asked_to_stop() -> bool:
+            requests = order.requests_folder
+            return requests is not None and (Path(requests) / STOP_NAME).exists()
 
         def on_step(told: Told) -> None:
             on_progress(
@@ -47,7 +52,7 @@ def train(order: Order, on_progress: OnProgress) -> None:
             scratch=work / "training",
             device=order.device,
         )
-        training = finetune(place, recipe, on_step)
+        training = finetune(place, recipe, Watcher(on_step, is_asked_to_stop))
         build = build_program_report if is_program(place.model) else build_folder_report
         report = build(place.model, place.output, recipe, training, meter)
     (work / REPORT_NAME).write_text(report.model_dump_json())

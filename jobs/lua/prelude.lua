@@ -29,6 +29,7 @@ local function bump(kind)
     .. ',"state":"' .. get('state') .. '"'
     .. ',"attempt":' .. (tonumber(get('attempt')) or 0)
     .. ',"cancel_requested":' .. (get('cancel_requested') == '1' and 'true' or 'false')
+    .. ',"stop_requested":' .. (get('stop_requested') == '1' and 'true' or 'false')
     .. ',"progress":' .. (progress ~= '' and progress or 'null')
     .. ',"failure":' .. (failure ~= '' and failure or 'null') .. '}'
   redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'type', kind, 'data', data)

@@ -91,6 +91,20 @@ def test_an_earlier_attempt_leaves_the_scratch_of_later_ones_alone(blobs, job_id
     assert (blobs.job_folder(job_id) / "work-7" / "x").exists()
 
 
+def test_a_stop_stays_noted_and_a_job_is_begun_once_an_attempt_was(blobs, job_id):
+    folder = blobs.requests_folder(job_id)
+    assert not blobs.has_stop(job_id)
+
+    blobs.note_stop(job_id)
+    blobs.note_stop(job_id)
+
+    assert blobs.has_stop(job_id)
+    assert [path.name for path in folder.iterdir()] == ["stop"]
+    assert not blobs.was_begun(job_id)
+    blobs.work_folder(job_id, 1)
+    assert blobs.was_begun(job_id)
+
+
 def test_removing_leaves_nothing(blobs, job_id):
     put(blobs)
 

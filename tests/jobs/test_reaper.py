@@ -247,7 +247,19 @@ def test_a_cancel_of_a_running_job_outlives_redis(store, blobs, reaper):
 
     assert store.get(job_id).state == "cancelled"
     assert blobs.read_result(job_id).state == "cancelled"
-    assert waiting_rings(store.redis, "test") == 0
+    assert waiting_rings(store.redis, QUEUE) == 0
+
+
+def test_a_stop_of_a_training_outlives_redis(store, blobs, reaper):
+    job_id = submit(store, blobs, 120_000)
+    blobs.note_stop(job_id)
+    store.redis.flushdb()
+
+    assert reaper.rebuild() == 1
+
+    job = store.get(job_id)
+    assert (job.state, job.stop_requested) == ("queued", True)
+    assert waiting_rings(store.redis, QUEUE) == 1
 
 
 def test_a_rebuilt_job_ended_when_it_ended(store, blobs, reaper):

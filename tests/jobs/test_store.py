@@ -201,6 +201,26 @@ def test_events_tell_the_whole_story_in_order(store):
     assert store.events(job_id, after=events[-1].id) == []
 
 
+def test_a_stop_is_told_once_outlives_attempts_and_leaves_the_lease_alone(store):
+    job_id = submit(store)
+    token = store.claim(job_id, "w").token
+    seconds = seconds_left(store, job_id)
+
+    store.stop(job_id)
+    store.stop(job_id)
+    assert seconds_left(store, job_id) > seconds - 2
+    assert not store.renew(job_id, token).cancel_requested
+    store.release(job_id, token, Problem("drained", "stopped"), counted=False)
+    store.claim(job_id, "w")
+
+    events = store.events(job_id)
+    assert [event.type for event in events] == [
+        "queued", "running", "stop_requested", "requeued", "running",
+    ]  # fmt: skip
+    assert [event.data["stop_requested"] for event in events] == [False, False, True, True, True]
+    assert store.get(job_id).stop_requested
+
+
 def test_every_change_is_published_by_the_key_of_its_job(store):
     with store.redis.pubsub(ignore_subscribe_messages=True) as listener:
         listener.subscribe(CHANGED)

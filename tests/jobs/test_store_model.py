@@ -33,6 +33,7 @@ class ModelJob:
     token: int | None = None
     lease_is_over: bool = False
     cancel_requested: bool = False
+    stop_requested: bool = False
     progress: int | None = None
     outcomes: list[str | None] = field(default_factory=list)
 
@@ -94,6 +95,10 @@ class ModelJob:
             self.end("cancelled")
         elif self.state == "running":
             self.cancel_requested = True
+        return self.state
+
+    def stop(self) -> str:
+        self.stop_requested |= self.state not in TERMINAL_STATES
         return self.state
 
     def reap(self) -> str:
@@ -185,6 +190,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.cancel(job) == expected
 
     @rule(job=jobs)
+    def stop(self, job):
+        expected = self.model[job].stop() if job in self.model else "missing"
+        assert self.store.stop(job) == expected
+
+    @rule(job=jobs)
     def reap(self, job):
         expected = self.model[job].reap() if job in self.model else "closed"
         assert self.store.reap(job, 1000) == expected
@@ -210,10 +220,11 @@ class StoreMachine(RuleBasedStateMachine):
         for job_id, model in self.model.items():
             job = self.store.get(job_id)
             shown = job.progress.done if job.progress else None
-            assert (job.state, job.attempt, job.cancel_requested) == (
+            assert (job.state, job.attempt, job.cancel_requested, job.stop_requested) == (
                 model.state,
                 model.attempt,
                 model.cancel_requested,
+                model.stop_requested,
             )
             assert [row.outcome for row in job.attempts] == model.outcomes
             if model.state == "running":

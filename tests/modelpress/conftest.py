@@ -47,6 +47,7 @@ class FakeService:
     plan: dict[str, Any] = field(default_factory=lambda: copy.deepcopy(PLAN))
     measured: set[str] = field(default_factory=set)
     planned: list[dict[str, Any]] = field(default_factory=list)
+    cancels: list[dict[str, Any]] = field(default_factory=list)
     paths_told: dict[str, str] = field(default_factory=dict)
     models: dict[str, bytes] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -193,7 +194,9 @@ def make_app(fake: FakeService) -> Flask:  # noqa: C901, PLR0915 - one block a r
 
     @app.post("/jobs/<job_id>/cancel")
     def cancel(job_id: str) -> Any:
-        fake.change(job_id, state="cancelled")
+        asked = request.get_json() if request.content_length else {}
+        fake.change(job_id, **{"stop_requested": True} if asked else {"state": "cancelled"})
+        fake.cancels.append(asked)
         return fake.jobs[job_id]
 
     @app.delete("/jobs/<job_id>")

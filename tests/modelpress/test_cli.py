@@ -292,6 +292,13 @@ def test_cancel_download_report_ls_and_rm_answer_in_json(service, invoke, tmp_pa
     assert service.jobs == {}
 
 
+def test_cancel_can_keep_what_was_trained_and_says_so(service, invoke):
+    done = invoke("cancel", "--keep", service.add_job("running"))
+
+    assert (done.exit_code, service.cancels) == (0, [{"keep": True}])
+    assert "asked to end; what was trained is kept" in done.stdout
+
+
 def test_ls_prints_the_newest_jobs_up_to_the_limit(service, invoke):
     for _ in range(3):
         service.add_job(labels={"team": "[red]a"})

@@ -97,6 +97,15 @@ def test_a_job_keeps_members_that_this_client_does_not_know(service, client):
     assert job.raw["a_member_of_tomorrow"] == 1
 
 
+def test_a_cancel_says_whether_it_keeps_what_was_trained(service, client):
+    plain, kept = service.add_job("running"), service.add_job("running")
+
+    jobs = [client.cancel(plain), client.cancel(kept, keep=True)]
+
+    assert service.cancels == [{}, {"keep": True}]
+    assert [job.state for job in jobs] == ["cancelled", "running"]
+
+
 def test_delete_removes_a_job(service, client):
     job_id = service.add_job()
 

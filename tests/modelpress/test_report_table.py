@@ -70,6 +70,9 @@ def test_what_training_did_is_a_line_and_stages_are_rows(report):
         "trained: 200 steps of 32 rows, 4 at a time, adamw8bit, loss 4.25 -> 1.5, "
         "peak 512.00 MiB, 12.5 rows/s"
     ) in text
+    stopped = training | {"stopped_by": "request", "planned_steps": 500}
+    text_of_stopped = printed(report | {"training": stopped})
+    assert "4 at a time, stopped on request, 500 were planned, adamw8bit" in text_of_stopped
     row = ["1.", report["steps"][0]["op"], "1.00", "MiB", "512.00", "MiB", "12s", "9.5", "-", "-"]
     assert row in [line.split() for line in text.splitlines()]
     assert "trained" not in printed(report)

@@ -3,7 +3,10 @@ import time
 
 import pytest
 
-from jobs.job import Progress
+from jobs.blobs import now_ms
+from jobs.job import JobSpec, Progress, new_job_id
+from jobs.problems import Problem
+from jobs.recipe import parse_recipe
 
 PROGRESS = Progress(phase="compress", step=1, steps=1, done=1, total=2, unit="bytes")
 
@@ -160,6 +163,102 @@ def test_a_running_job_is_asked_to_stop(client, store, job_id):
     assert (answer.status_code, answer.json["state"]) == (202, "running")
     assert answer.json["cancel_requested"] is True
     assert store.renew(job_id, token).cancel_requested
+
+
+@pytest.fixture
+def training_id(store, blobs, model_id):
+    """The id of a queued job that trains."""
+    step = {"op": "finetune", "dataset": "ds_" + "0" * 64, "steps": 9}
+    recipe = parse_recipe({"steps": [step]})
+    spec = JobSpec(id=new_job_id(), model=model_id, recipe=recipe, created_ms=now_ms())
+    blobs.write_spec(spec)
+    store.submit(spec)
+    return spec.id
+
+
+def test_a_cancel_that_keeps_asks_for_the_end_of_the_training_alone(
+    client, store, blobs, training_id
+):
+    token = store.claim(training_id, "w").token
+
+    answers = [client.post(f"/jobs/{training_id}/cancel", json={"keep": True}) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert (answers[0].json["stop_requested"], answers[0].json["cancel_requested"]) == (True, False)
+    assert answers[1].json["revision"] == answers[0].json["revision"]
+    assert blobs.has_stop(training_id)
+    assert not blobs.has_cancel(training_id)
+    assert not store.renew(training_id, token).cancel_requested
+    assert [event.type for event in store.events(training_id)][-1] == "stop_requested"
+
+
+def test_a_plain_cancel_ends_what_was_asked_to_keep(client, store, training_id):
+    token = store.claim(training_id, "w").token
+    client.post(f"/jobs/{training_id}/cancel", json={"keep": True})
+
+    answer = client.post(f"/jobs/{training_id}/cancel")
+
+    assert (answer.json["stop_requested"], answer.json["cancel_requested"]) == (True, True)
+    assert store.renew(training_id, token).cancel_requested
+
+
+def test_a_job_that_waits_to_go_on_is_asked_to_keep_what_it_has(client, store, blobs, training_id):
+    token = store.claim(training_id, "w").token
+    blobs.work_folder(training_id, token)
+    store.release(training_id, token, Problem("drained", "x"), counted=False)
+
+    answer = client.post(f"/jobs/{training_id}/cancel", json={"keep": True})
+
+    assert (answer.status_code, answer.json["state"]) == (202, "queued")
+    assert answer.json["stop_requested"]
+
+
+def test_nothing_is_kept_of_what_was_never_begun_or_trains_nothing(
+    client, store, blobs, training_id, job_id
+):
+    store.claim(job_id, "w")
+
+    answers = [
+        client.post(f"/jobs/{name}/cancel", json={"keep": True}) for name in (training_id, job_id)
+    ]
+
+    assert {(answer.status_code, answer.json["code"]) for answer in answers} == {
+        (409, "nothing_to_keep")
+    }
+    assert not blobs.has_stop(training_id)
+    assert store.get(training_id).state == "queued"
+    assert not store.get(job_id).cancel_requested
+
+
+def test_a_job_that_has_ended_stays_as_it_is_whoever_wants_to_keep(client, finish, training_id):
+    finish(training_id, {"m": b"x"})
+
+    answer = client.post(f"/jobs/{training_id}/cancel", json={"keep": True})
+
+    assert (answer.status_code, answer.json["state"]) == (200, "succeeded")
+    assert not answer.json["stop_requested"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b'{"keep": tru}', "application/json", 400),
+        (b'{"keep_best": true}', "application/json", 400),
+        (b'{"keep": "best"}', "application/json", 400),
+        (b"keep=true", "application/x-www-form-urlencoded", 415),
+        (b'"' + b"k" * 2**20 + b'"', "application/json", 413),
+    ],
+)
+def test_a_cancel_that_is_not_understood_ends_nothing(
+    client, store, training_id, body, kind, status
+):
+    store.claim(training_id, "w")
+
+    answer = client.post(f"/jobs/{training_id}/cancel", data=body, content_type=kind)
+
+    assert answer.status_code == status
+    job = store.get(training_id)
+    assert (job.cancel_requested, job.stop_requested) == (False, False)
 
 
 def test_only_a_job_that_has_ended_is_removed(client, blobs, job_id, finish):

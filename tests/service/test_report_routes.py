@@ -156,7 +156,7 @@ def test_a_training_is_drawn_as_curves_from_its_first_step_to_its_last():
         "weights_held_zero": 0, "frozen_statistics": 0, "losses": losses,
         "looks": [{"step": 0, "loss": 4.0}, {"step": 3, "loss": 3.0}], "rows_per_second": 2.0,
         "optimizer_bytes": 56, "resident_peak_bytes": 2**21, "device_peak_bytes": None,
-        "seconds": 1.5,
+        "seconds": 1.5, "stopped_by": "request", "planned_steps": 50,
     }  # fmt: skip
 
     page = draw(Report.model_validate(REPORT | {"training": training}))
@@ -167,6 +167,8 @@ def test_a_training_is_drawn_as_curves_from_its_first_step_to_its_last():
     assert looks_and_losses["after"] == "320.0,0.0 640.0,90.0 960.0,180.0"
     assert looks_and_losses["before"] == "0.0,0.0 960.0,90.0"
     assert memory.lines[0].points == "0.0,120.0 480.0,60.0 960.0,0.0"
+    said = next(remark for name, _, remark in page.figures if name == "Trained")
+    assert said.endswith("; stopped on request, 50 were planned")
     assert ("Loss", "2", "it was 4 in the first step") in page.figures
     assert draw(Report.model_validate(REPORT)).curves == ()
 

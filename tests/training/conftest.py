@@ -9,6 +9,7 @@ from jobs.finetuning import FinetuneStep
 from jobs.recipe import Recipe
 from training.batches import RowOrder
 from training.checkpoints import Record
+from training.course import Watcher
 from training.loop import Loop, Rows
 from training.masks import sparse_parameters
 from training.opening import open_trainable
@@ -24,6 +25,7 @@ SMALL = {
     "num_attention_heads": 4,
 }
 VOCABULARY = 61
+QUIET = Watcher(lambda _told: None)
 MODELS = {
     # Its head is its embedding.
     "llama": (
@@ -151,14 +153,14 @@ def make_loop(tmp_path):
 def train(tmp_path):
     """Train a folder, and give what was measured and the folder that came of it."""
 
-    def run(folder, dataset, name="trained", device="cpu", **choices):
+    def run(folder, dataset, name="trained", device="cpu", watcher=QUIET, **choices):
         step = finetune_step(**{"steps": 6, "batch_size": 16, "learning_rate": 1e-2} | choices)
         (tmp_path / name).mkdir()
         place = Place(
             folder, folder, dataset, tmp_path / name / "out", tmp_path / name / "scratch", device
         )
         recipe = Recipe.model_construct(steps=(step,))
-        return finetune(place, recipe, lambda _told: None), place.output
+        return finetune(place, recipe, watcher), place.output
 
     return run
 

@@ -17,6 +17,7 @@ from jobs.recipe import Budget, Recipe
 from tests.training.conftest import finetune_step
 from evaluation.resident import level_bytes
 import training.folders
+from training.course import Watcher
 from training.running import Place, finetune
 
 folder, dataset, budget, above = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -27,7 +28,7 @@ with tempfile.TemporaryDirectory() as name:
     work = Path(name)
     place = Place(Path(folder), Path(folder), Path(dataset), work / "out", work / "scratch", "cpu")
     try:
-        found = finetune(place, recipe, lambda told: None)
+        found = finetune(place, recipe, Watcher(lambda _told: None))
         said = {"peak": found.resident_peak_bytes, "savings": found.savings,
                 "rows": found.micro_batch_size, "budget": budget}
     except Problem as problem:

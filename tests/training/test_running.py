@@ -6,6 +6,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from jobs.problems import Problem
+from training.course import Watcher
 
 
 def half_pruned(model):
@@ -95,7 +96,8 @@ def test_the_best_weights_are_given_and_training_ends_when_it_helps_no_more(
     training, output = train(folder, tmp_path / "few", **choices)
 
     losses = {look.step: look.loss for look in training.looks}
-    assert training.stopped_early
+    assert (training.stopped_early, training.stopped_by) == (True, "patience")
+    assert training.planned_steps == 60
     assert training.steps < 60
     assert 0 < training.best_step == min(losses, key=losses.get) < training.steps
     assert (training.rows, training.held_out_rows) == (16, 8)
@@ -105,6 +107,58 @@ def test_the_best_weights_are_given_and_training_ends_when_it_helps_no_more(
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     assert loss.item() == pytest.approx(losses[training.best_step], abs=1e-4)
+
+
+def test_a_training_that_is_asked_to_end_gives_what_as_many_steps_alone_would(
+    make_folder, token_rows, train
+):
+    folder, _ = make_folder("llama")
+    rows, told = token_rows()[0], []
+    watcher = Watcher(told.append, lambda: told[-1].done >= 3)
+
+    stopped, output = train(folder, rows, watcher=watcher, steps=5000, schedule="constant")
+    whole, expected = train(folder, rows, "short", steps=3, schedule="constant")
+
+    assert (stopped.steps, stopped.planned_steps, stopped.stopped_by) == (3, 5000, "request")
+    assert stopped.stopped_early
+    assert (whole.steps, whole.planned_steps, whole.stopped_by) == (3, 3, None)
+    found, wanted = (load_file(path / "model.safetensors") for path in (output, expected))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_training_that_is_asked_to_end_before_it_began_does_one_step(
+    make_folder, token_rows, train
+):
+    folder, _ = make_folder("llama")
+    watcher = Watcher(lambda _told: None, lambda: True)
+
+    training, _ = train(folder, token_rows()[0], watcher=watcher)
+
+    assert (training.steps, training.stopped_by) == (1, "request")
+
+
+def test_what_is_kept_of_a_training_that_is_asked_to_end_is_the_best_look(
+    make_folder, token_rows, train
+):
+    folder, _ = make_folder("llama")
+    rows, told = token_rows(rows=24)[0], []
+    watcher = Watcher(told.append, lambda: told[-1].done >= 41)
+    choices = {
+        "steps": 5000, "evaluate_every": 2, "evaluation_rows": 8, "keep_best": True,
+        "learning_rate": 2e-3,
+    }  # fmt: skip
+
+    training, output = train(folder, rows, watcher=watcher, schedule="constant", **choices)
+
+    losses = {look.step: look.loss for look in training.looks}
+    # The last look is where it ended, as it is where a training does all of its steps.
+    assert list(losses) == [*range(0, 41, 2), 41]
+    assert training.best_step == min(losses, key=losses.get) < training.steps == 41
+    best = training.best_step
+    _, expected = train(folder, rows, "best", **choices | {"steps": best, "keep_best": False},
+                        schedule="constant")  # fmt: skip
+    found, wanted = (load_file(path / "model.safetensors") for path in (output, expected))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_one_row_a_step_may_be_stepped_inside_the_backward_pass_to_the_same_weights(

@@ -1,5 +1,6 @@
 """Jobs that train: real models, in real runners and sandboxes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save
 
+from jobs.equal_jobs import answer
+from jobs.job import new_job_id
 from jobs.recipe import parse_recipe
 from tests.worker.conftest import LLAMA
 from worker.orders import making_orders
@@ -213,3 +216,80 @@ def test_what_training_may_write_goes_by_the_model_before_the_stage_it_begins_wi
     assert not Path(training.model_folder).exists()
     # Two checkpoints of weights and two moments, in float32.
     assert most_written_bytes(training) - most_written_bytes(pruning) > 2 * 6 * 10**6
+
+
+def trains(blobs, job_id, folder="work-*"):
+    """Give the checkpoints of a training, which are there when it has trained for a second."""
+    return list(blobs.job_folder(job_id).glob(f"{folder}/training/checkpoints/training.json"))
+
+
+def test_a_training_that_is_asked_to_end_is_kept_and_the_steps_after_it_are_done(
+    workshop, llama, tokens, wait_until
+):
+    recipe = {"steps": [PRUNE, finetune(tokens(), steps=50_000), INT8]}
+    job_id = workshop.submit(llama, recipe, use_cache=True)
+
+    def stop(_runner):
+        wait_until(lambda: trains(workshop.blobs, job_id, "work-*/stage-2"), "a checkpoint", 60)
+        workshop.blobs.note_stop(job_id)
+
+    workshop.while_running(job_id, stop)
+
+    job = workshop.store.get(job_id)
+    assert job.state == "succeeded", job.failure
+    report = workshop.blobs.report(job_id)
+    training = report["training"]
+    assert (training["stopped_by"], training["stopped_early"]) == ("request", True)
+    assert 0 < training["steps"] < training["planned_steps"] == 50_000
+    assert [step["op"] for step in report["steps"]] == ["prune", "finetune", "quantize"]
+    assert training["weights_held_zero"] == report["steps"][0]["weights_pruned"]
+    assert report["verification"]["tensors"] > 0
+    artifact = workshop.blobs.artifact_folder(job_id)
+    assert json.loads((artifact / "manifest.json").read_text())["training"] == {
+        "stopped_by": "request",
+        "steps": training["steps"],
+    }
+    # It is no answer to whoever asks for all of the steps.
+    twin = workshop.blobs.read_spec(job_id).model_copy(update={"id": new_job_id()})
+    workshop.blobs.write_spec(twin)
+    assert answer(workshop.blobs, twin) is None
+
+
+def test_a_training_that_was_killed_is_kept_at_its_checkpoint_after_a_loss_of_redis(
+    workshop, llama, tokens, wait_until
+):
+    job_id = workshop.submit(llama, {"steps": [finetune(tokens(), steps=50_000)]})
+
+    def kill(runner):
+        wait_until(lambda: trains(workshop.blobs, job_id), "a checkpoint", 60)
+        runner.kill()
+
+    workshop.while_running(job_id, kill)
+    [checkpoint] = trains(workshop.blobs, job_id)
+    steps = json.loads(checkpoint.read_text())["record"]["steps_done"]
+    workshop.blobs.note_stop(job_id)
+    workshop.store.redis.flushdb()
+    workshop.store.submit(workshop.blobs.read_spec(job_id))
+    workshop.supervisor.run("default", job_id)
+
+    job = workshop.store.get(job_id)
+    assert job.state == "succeeded", job.failure
+    training = workshop.blobs.report(job_id)["training"]
+    assert (training["stopped_by"], training["steps"]) == ("request", steps)
+    assert training["resumed_at"] == steps
+
+
+def test_a_training_that_was_asked_to_end_is_cancelled_still(workshop, llama, tokens, wait_until):
+    job_id = workshop.submit(llama, {"steps": [finetune(tokens(), steps=50_000)]})
+
+    def stop_and_cancel(_runner):
+        wait_until(lambda: trains(workshop.blobs, job_id), "a checkpoint", 60)
+        workshop.blobs.note_stop(job_id)
+        workshop.store.stop(job_id)
+        workshop.store.cancel(job_id)
+
+    workshop.while_running(job_id, stop_and_cancel)
+
+    job = workshop.store.get(job_id)
+    assert (job.state, job.stop_requested) == ("cancelled", True)
+    assert list(workshop.blobs.job_folder(job_id).glob("work-*")) == []
