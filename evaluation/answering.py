@@ -50,6 +50,10 @@ class Answering:
         self.rows, self.tokens, self.batches = 0, None, 0
         self.columns = _columns_of(self._infer(cut(first, _FIRST_SHARES[0])))
 
+    def resume(self, rows: int, tokens: int | None, batches: int) -> None:
+        """Count what an attempt before this one has answered."""
+        self.rows, self.tokens, self.batches = rows, tokens, batches
+
     def begin(self, window: Batch) -> None:
         """Run a little of a row, so that what any run takes for once is no part of a batch."""
         self._infer(cut(_longest_row(window), _FIRST_SHARES[0]))

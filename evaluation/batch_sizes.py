@@ -6,6 +6,9 @@ was run with their square, as attention may.
 """
 
 from dataclasses import dataclass
+from typing import Self
+
+from pydantic import BaseModel
 
 from jobs.inference import Probe
 from jobs.problems import Detail, Problem
@@ -37,6 +40,28 @@ class Fit:
     cell_bytes: float
 
 
+class SizerState(BaseModel, extra="forbid"):
+    """What a sizer knows, for another one to go on from.
+
+    Attributes:
+        level_bytes: What the process held between batches.
+        most_bytes: What it was to stay below without a budget.
+        most_peak: The largest peak.
+        most_cells: Of the largest batch.
+        longest: Tokens of the longest row.
+        largest: The most rows that were run together.
+        probes: The batches that told something.
+    """
+
+    level_bytes: int
+    most_bytes: int
+    most_peak: int
+    most_cells: int
+    longest: int
+    largest: int
+    probes: list[Probe]
+
+
 class BatchSizer:
     """Chooses how many rows are run together.
 
@@ -66,6 +91,40 @@ class BatchSizer:
         self._longest = 0
         self.probes = []
         self.largest = 0
+
+    @classmethod
+    def resumed(cls, budget_bytes: int | None, rows: int | None, state: SizerState) -> Self:
+        """Give one that chooses as the one would have whose state it is.
+
+        Args:
+            budget_bytes: What the process may hold.
+            rows: How many rows the recipe wants together.
+            state: Of a process that opened the same model.
+
+        Returns:
+            The sizer.
+        """
+        sizer = cls(budget_bytes, rows, state.level_bytes, 0)
+        sizer._most = state.most_bytes
+        sizer._most_peak = state.most_peak
+        sizer._most_cells = state.most_cells
+        sizer._longest = state.longest
+        sizer.largest = state.largest
+        sizer.probes = list(state.probes)
+        return sizer
+
+    @property
+    def state(self) -> SizerState:
+        """What it knows by now."""
+        return SizerState(
+            level_bytes=self._level,
+            most_bytes=self._most,
+            most_peak=self._most_peak,
+            most_cells=self._most_cells,
+            longest=self._longest,
+            largest=self.largest,
+            probes=self.probes,
+        )
 
     @property
     def fit(self) -> Fit | None:

@@ -11,7 +11,7 @@ import torch
 from evaluation.datasets import Rows, read_rows
 from evaluation.image_rows import ImageRows
 from evaluation.labels import label_index, label_value
-from evaluation.picking import pick, without_labels
+from evaluation.picking import pick, without_first, without_labels
 from evaluation.processors import Processor, image_processor, text_encoder
 from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
@@ -57,12 +57,14 @@ class Span:
         batch_size: How many at a time.
         max_length: Tokens of a row, at most.
         chosen: Which of them, counted from 0; None for all.
+        skipped: How many of the first ones to leave out: whole batches.
     """
 
     rows: int
     batch_size: int
     max_length: int
     chosen: frozenset[int] | None = None
+    skipped: int = 0
 
 
 Wanted = Evaluate | Calibrate | FinetuneStep | Span
@@ -116,7 +118,7 @@ def read_some(dataset: Path, wanted: Wanted) -> Iterator[Rows]:
         return without_labels(blocks)
     if not isinstance(wanted, Span):
         return blocks
-    plain = without_labels(blocks)
+    plain = without_labels(without_first(blocks, wanted.skipped))
     return plain if wanted.chosen is None else pick(plain, wanted.chosen)
 
 

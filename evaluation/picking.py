@@ -28,6 +28,23 @@ def pick(blocks: Iterator[Rows], numbers: Collection[int]) -> Iterator[Rows]:
             yield _some(block, wanted)
 
 
+def without_first(blocks: Iterator[Rows], rows: int) -> Iterator[Rows]:
+    """Leave the first rows out.
+
+    Args:
+        blocks: The rows of a data set, some at a time.
+        rows: How many, which is as many as the first blocks have.
+
+    Yields:
+        The blocks that follow.
+    """
+    for block in blocks:
+        if rows > 0:
+            rows -= _count(block)
+        else:
+            yield block
+
+
 def without_labels(blocks: Iterator[Rows]) -> Iterator[Rows]:
     """Leave labels out, whatever they are.
 

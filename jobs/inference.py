@@ -55,6 +55,9 @@ class Inference(_Value):
     bytes: Bytes
     rows: Count
     tokens: Count | None = Field(None, description="Padding apart; None where rows have none.")
+    resumed_at: int | None = Field(
+        None, description="How many rows attempts before had answered; None where one did all."
+    )
     batch_size: Count = Field(description="The most rows that were run together.")
     batches: Count
     bytes_per_row: float | None = Field(
@@ -67,9 +70,9 @@ class Inference(_Value):
     probes: tuple[Probe, ...] = Field(
         max_length=64, description="The batches by which it was found how many rows fit."
     )
-    rows_per_second: float = Field(ge=0, description="Of running, reading and writing.")
+    rows_per_second: float = Field(ge=0, description="Of this attempt: running, reading and writing.")
     tokens_per_second: float | None = Field(None, ge=0)
-    resident_peak_bytes: Bytes = Field(description="Of the whole process, libraries included.")
+    resident_peak_bytes: Bytes = Field(description="Of the whole process, libraries included; with attempts before.")
     budget_bytes: Bytes | None
     headroom_bytes: int | None = Field(description="Budget minus resident peak.")
     seconds: Seconds = Field(description="Of the process: libraries, loading and all rows.")

@@ -20,6 +20,7 @@ def describe_inference(found: dict[str, Any]) -> Text:
     again = found.get("recheck") or {}
     facts = [
         (found.get("rows"), "{:,} rows".format),
+        (found.get("resumed_at"), "{:,} of them before a kill".format),
         (found.get("rows_per_second"), "{:.4g} rows/s".format),
         (found.get("batch_size"), "batches of at most {:,}".format),
         (found.get("resident_peak_bytes"), _sized("peak")),

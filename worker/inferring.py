@@ -5,7 +5,6 @@ reads the answers again and runs some rows anew. What they leave is taken as if 
 """
 
 import platform
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,16 +12,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from engine.memory import MemoryMeter
 from engine.progress import Progress
 from jobs.checkpoint import open_checkpoint
-from jobs.durable_files import fsync
+from jobs.durable_files import fsync, remove_tree
 from jobs.inference import Inference, Recheck
 from jobs.inferring import InferStep
 from jobs.problems import Problem
 from jobs.program import FORMAT, is_program, open_program
 from jobs.program_archive import PROGRAM_NAME
-from jobs.recipe import Recipe
+from jobs.recipe import ENGINE_VERSION, Recipe
 from jobs.report import ArtifactFacts, HostMemory, Loader, Memory, ModelFacts, Report, Speed
 from planning.inferring import predict_inference
 from planning.memory_model import DEFAULT_LEVELS
@@ -49,6 +50,8 @@ _NOTES = {
 def infer(model: Path, work: Path, recipe: Recipe, dataset: Path, on_progress: OnProgress) -> None:
     """Run the model over the data set; write its answers, and what was measured.
 
+    Where an attempt before this one was killed, it goes on there.
+
     Args:
         model: The model's folder.
         work: The job's work folder, with the artifact in it where steps before made one.
@@ -57,17 +60,16 @@ def infer(model: Path, work: Path, recipe: Recipe, dataset: Path, on_progress: O
         on_progress: Told how far it is.
     """
     step, started = _step_of(recipe), time.perf_counter()
-    folder = work / ANSWERS_NAME
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     source = model if recipe.compression is None else work / ARTIFACT_NAME
     with MemoryMeter() as meter:
         # torch and transformers take seconds to import, and most jobs never need them.
+        from evaluation.inferring import AnswerPlace  # noqa: PLC0415
         from evaluation.inferring import infer as run  # noqa: PLC0415
         from worker.subjects import opener  # noqa: PLC0415
 
         told = _teller("infer", recipe, on_progress)
-        found = run(opener(source, model), dataset, step, folder, recipe.budget, told)
+        place = AnswerPlace(work / ANSWERS_NAME, work / "inferring", _job(source, recipe, dataset))
+        found = run(opener(source, model), dataset, step, place, recipe.budget, told)
         meter.sample()
     (work / INFERENCE_NAME).write_text(found.model_dump_json())
     if recipe.compression is None:
@@ -131,6 +133,8 @@ def take_answers(
     found = found.model_copy(update={"recheck": again})
     nbytes = dataset.stat().st_size
     if made is None:
+        # What an attempt left that was killed behind this very line.
+        remove_tree(artifact)
         answers.rename(artifact)
         return read_report(work / REPORT_NAME).inferred(found, nbytes), rows
     report, others = made
@@ -166,6 +170,16 @@ def _teller(phase: str, recipe: Recipe, on_progress: OnProgress) -> Callable[[in
             on_progress(Progress(phase, steps, steps, done, total, "rows"))
 
     return tell
+
+
+def _job(source: Path, recipe: Recipe, dataset: Path) -> str:
+    """Tell an infer step from others by all that decides what it answers."""
+    names = ("torch", "transformers", "pyarrow", "numpy")
+    parts = [str(ENGINE_VERSION), *map(version, names), recipe.model_dump_json()]
+    for path in (dataset, *sorted(path for path in source.rglob("*") if path.is_file())):
+        status = path.stat()
+        parts.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
+    return blake3("\n".join(parts).encode()).hexdigest()
 
 
 def _report(

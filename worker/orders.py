@@ -17,15 +17,15 @@ def stage_orders(order: Order, recipe: Recipe) -> list[Order]:
     """Give an order for every stage of a recipe.
 
     Args:
-        order: Of the job; it says `compress`.
-        recipe: Its recipe.
+        order: Of the job, with all of its recipe; it says `compress`.
+        recipe: What of that changes the model.
 
     Returns:
         Orders with the recipes of the stages. Each takes for its model what the one before it made
         in a folder of its own; the last one works in the job's.
     """
     orders: list[Order] = []
-    stages = recipe.stages
+    stages, steps = recipe.stages, len(order.recipe["steps"])
     model, before = order.model_folder, 0
     for number, stage in enumerate(stages, start=1):
         is_last = number == len(stages)
@@ -39,7 +39,8 @@ def stage_orders(order: Order, recipe: Recipe) -> list[Order]:
                 recipe=stage.model_dump(mode="json"),
                 task="finetune" if stage.finetune_step else "compress",
                 steps_before=before,
-                steps_after=len(recipe.steps) - before - len(stage.steps),
+                # An infer step too: what it runs is not made anew where it was killed.
+                steps_after=steps - before - len(stage.steps),
             )
         )
         model, before = str(work / ARTIFACT_NAME), before + len(stage.steps)
@@ -58,9 +59,10 @@ def making_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) ->
         Those of each stage, and between two stages one that verifies the first of them.
     """
     orders: list[Order] = []
-    for stage in stage_orders(order, recipe):
+    stages = stage_orders(order, recipe)
+    for stage in stages:
         orders += _making_orders(stage, recipe, datasets)
-        if stage.steps_after:
+        if stage is not stages[-1]:
             orders.append(replace(orders[-1], task="verify"))
     return orders
 
@@ -105,10 +107,10 @@ def running_orders(order: Order, recipe: Recipe, datasets: Mapping[str, Path]) -
     name = recipe.evaluate.dataset if recipe.evaluate else None
     named = replace(order, dataset=str(datasets[name]) if name else None)
     orders = [replace(named, task="run_original")]
-    for stage in stage_orders(order, recipe) if recipe.evaluate and recipe.evaluate.between else []:
-        if stage.steps_after:
-            artifact = str(Path(stage.work_folder) / ARTIFACT_NAME)
-            orders.append(replace(named, task="run_artifact", artifact_folder=artifact))
+    is_split = recipe.evaluate is not None and recipe.evaluate.between
+    for stage in stage_orders(order, recipe)[:-1] if is_split else []:
+        artifact = str(Path(stage.work_folder) / ARTIFACT_NAME)
+        orders.append(replace(named, task="run_artifact", artifact_folder=artifact))
     return [*orders, replace(named, task="run_artifact")]
 
 

@@ -32,6 +32,7 @@ from jobs.quality import Calibration
 from jobs.recipe import Evaluate, Recipe, parse_recipe
 from jobs.report import Report
 from worker import inferring, program_tasks
+from worker.collect import MANIFEST_NAME
 from worker.subjects import evaluated_opener
 from worker.work_files import (
     ANSWERS_NAME,
@@ -176,12 +177,12 @@ def _calibrated(order: Order) -> Path | None:
 
 def _compress(order: Order, on_progress: OnProgress) -> None:
     work = Path(order.work_folder)
+    artifact = work / ARTIFACT_NAME
+    _remove_additions(artifact)
     if is_done(order):
         return
-    artifact = work / ARTIFACT_NAME
     # It is there where an attempt before this one was killed.
     artifact.mkdir(exist_ok=True)
-    shutil.rmtree(artifact / ANSWERS_NAME, ignore_errors=True)
     if is_program(Path(order.model_folder)):
         program_tasks.compress(
             Path(order.model_folder),
@@ -210,6 +211,7 @@ def _compress(order: Order, on_progress: OnProgress) -> None:
 
 
 def _finetune(order: Order, on_progress: OnProgress) -> None:
+    _remove_additions(Path(order.work_folder) / ARTIFACT_NAME)
     if is_done(order):
         return
     _keep_libraries_home(Path(order.work_folder))
@@ -310,6 +312,12 @@ def _measure(order: Order, on_progress: OnProgress) -> None:
 def _keep_libraries_home(work: Path) -> None:
     """Say where the libraries look for what they fetched, and write."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "home")}
+
+
+def _remove_additions(artifact: Path) -> None:
+    """Remove what a supervisor put into an artifact that was killed before it published it."""
+    shutil.rmtree(artifact / ANSWERS_NAME, ignore_errors=True)
+    (artifact / MANIFEST_NAME).unlink(missing_ok=True)
 
 
 def is_done(order: Order) -> bool:

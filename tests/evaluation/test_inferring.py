@@ -11,9 +11,10 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from evaluation.answer_files import open_writer
+from evaluation.answer_journal import AnswerJournal
+from evaluation.answer_writers import open_writer
 from evaluation.folders import TransformersSubject
-from evaluation.inferring import infer
+from evaluation.inferring import AnswerPlace, infer
 from evaluation.rechecking import recheck
 from evaluation.resident import level_bytes
 from jobs.inference import Column
@@ -32,17 +33,21 @@ def step_of(**members):
     return InferStep(op="infer", dataset=DATASET, **members)
 
 
+def place_in(folder, job="job"):
+    folder.mkdir(exist_ok=True)
+    return AnswerPlace(folder / "answers", folder / "scratch", job)
+
+
 @pytest.fixture
 def run(tmp_path):
     """Infer, have it checked by reading it again, and give what was found and the file."""
     numbers = itertools.count()
 
     def run(opener, dataset, budget=None, **members):
-        step, folder = step_of(**members), tmp_path / f"answers-{next(numbers)}"
-        folder.mkdir()
-        seen = []
+        step, place = step_of(**members), place_in(tmp_path / f"run-{next(numbers)}")
+        folder, seen = place.folder, []
         limits = Budget(host_memory=budget)
-        found = infer(opener, dataset, step, folder, limits, lambda *told: seen.append(told))
+        found = infer(opener, dataset, step, place, limits, lambda *told: seen.append(told))
         assert seen == sorted(seen)
         assert seen[-1] == (found.rows, found.rows)
         again = recheck(opener, dataset, step, folder, found, lambda *_: None)
@@ -215,7 +220,10 @@ def test_answers_larger_than_the_disk_budget_are_refused(tmp_path, make_folder, 
     dataset = write_lines(*({"text": text} for text in sentences(12)))
 
     with pytest.raises(Problem) as caught:
-        infer(opener_of(folder), dataset, step_of(), tmp_path, Budget(disk=1000), lambda *_: None)
+        infer(
+            opener_of(folder), dataset, step_of(), place_in(tmp_path), Budget(disk=1000),
+            lambda *_: None,
+        )  # fmt: skip
 
     assert caught.value.code == "disk_budget_exceeded"
     assert caught.value.extra["predicted_bytes"] == 12 * 32 * 4
@@ -234,26 +242,30 @@ def test_a_row_that_cannot_be_read_is_named(run, make_folder, write_lines):
 def test_an_answer_that_was_changed_is_found(tmp_path, make_folder, write_lines, form):
     folder, _ = make_folder("bert")
     dataset = write_lines(*({"text": text} for text in sentences(12)))
-    step, answers = step_of(format=form), tmp_path / "answers"
-    answers.mkdir()
-    found = infer(opener_of(folder), dataset, step, answers, Budget(), lambda *_: None)
+    step, place = step_of(format=form), place_in(tmp_path)
+    answers = place.folder
+    found = infer(opener_of(folder), dataset, step, place, Budget(), lambda *_: None)
     path = answers / found.file
 
     def check():
         recheck(opener_of(folder), dataset, step, answers, found, lambda *_: None)
 
     columns = (Column(name="embedding", dtype="float32", shape=(32,)),)
-    for rows, message in ((11, "holds 11 rows, not 12"), (12, "run alone differs")):
-        path.unlink()
-        values = np.zeros((rows, 32), np.float32)
-        with open_writer(path, form, columns, rows, {}, has_names=False) as writer:
+
+    def write(values):
+        with (
+            AnswerJournal(tmp_path / "another", "another", path) as journal,
+            open_writer(path, form, columns, len(values), {}, journal, has_names=False) as writer,
+        ):
             writer.append({"embedding": values}, None)
+
+    for rows, message in ((11, "holds 11 rows, not 12"), (12, "run alone differs")):
+        values = np.zeros((rows, 32), np.float32)
+        write(values)
         with pytest.raises(Problem, match=message) as caught:
             check()
         assert caught.value.code == "invalid_artifact"
     values[7, 3] = np.nan
-    path.unlink()
-    with open_writer(path, form, columns, rows, {}, has_names=False) as writer:
-        writer.append({"embedding": values}, None)
+    write(values)
     with pytest.raises(Problem, match="NaN"):
         check()

@@ -165,3 +165,5 @@ def test_what_a_model_was_run_over_is_told_in_a_line(report):
         "budget 512.00 MiB, headroom"
     ) in printed(only)
     assert printed(only).splitlines()[0] == "1.00 GiB of answers"
+    resumed = only | {"inference": inference | {"resumed_at": 2048}}
+    assert "embeddings: 10,000 rows, 2,048 of them before a kill, 812.3 rows/s" in printed(resumed)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from pyarrow import parquet
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 BERT = {
     "vocab_size": 101,
@@ -102,3 +102,39 @@ def test_a_budget_in_which_no_row_can_be_run_is_refused_with_one_that_works(work
     assert refused.failure["code"] == "memory_budget_exceeded"
     assert allowed.state == "succeeded", allowed.failure
     assert smallest < 530_000_000
+
+
+@pytest.mark.parametrize("is_trained", [False, True], ids=["parquet", "safetensors-of-a-training"])
+def test_an_infer_step_that_is_killed_goes_on_to_the_same_bytes(
+    workshop, llama, put, wait_until, is_trained
+):
+    ids = torch.randint(101, (2500, 12), generator=torch.Generator().manual_seed(2))
+    data = put(save({"input_ids": ids}), "d")
+    train = {"op": "finetune", "dataset": data, "rows": 16, "steps": 2, "learning_rate": 1e-2}
+    step = {"op": "infer", "dataset": data, "batch_size": 8}
+    steps = [train, step | {"format": "safetensors"}] if is_trained else [step]
+    whole = workshop.run(llama, {"steps": steps})
+    assert whole.state == "succeeded", whole.failure
+    job_id = workshop.submit(llama, {"steps": steps})
+    kept = workshop.blobs.job_folder(job_id)
+
+    def kill(_runner):
+        def windows():
+            journals = kept.glob("work-*/inferring/journal")
+            return sum(len(path.read_bytes().splitlines()) for path in journals)
+
+        wait_until(lambda: windows() >= 2, "a window of rows", 60)
+        workshop.runner().kill()
+
+    workshop.while_running(job_id, kill)
+    job = workshop.store.get(job_id)
+    assert (job.state, job.attempts[0].reason) == ("queued", "runner_died")
+    workshop.supervisor.run("default", job_id)
+
+    job = workshop.store.get(job_id)
+    assert job.state == "succeeded", job.failure
+    found, expected = (workshop.blobs.report(i)["inference"] for i in (job_id, whole.id))
+    assert 0 < found["resumed_at"] < found["rows"] == 2500
+    assert expected["resumed_at"] is None
+    assert (found["batches"], found["tokens"]) == (expected["batches"], expected["tokens"])
+    assert job.artifact.digest == whole.artifact.digest
