@@ -1,4 +1,4 @@
-"""How far a data set is answered, on disk, so that after a kill the next attempt goes on from there.
+"""How far a data set is answered, on disk, so that after a kill the next attempt goes on there.
 
 A text file whose first line says what is answered and every other what a window of rows came to;
 each begins with its own checksum, so one that was cut short does not count. Nothing is forced to
@@ -87,8 +87,8 @@ class AnswerJournal:
         self._file: int | None = _locked(self._path)
         self._lines_end = 0
         self.reached = None
-        for self.reached in self.windows(text):
-            pass
+        for reached in self.windows(text):
+            self.reached = reached
         if self.reached is None or not self._is_there(self.reached.written, answers):
             self.reached = None
             self._begin(text, answers)

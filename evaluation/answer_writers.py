@@ -1,4 +1,4 @@
-"""Files of answers, written as rows come, in memory of constant size, and gone on with after a kill.
+"""Files of answers, written as rows come, in memory of constant size, and gone on with.
 
 A safetensors file is laid out before its first row and written in place; a parquet file grows by
 groups of rows.

@@ -70,9 +70,13 @@ class Inference(_Value):
     probes: tuple[Probe, ...] = Field(
         max_length=64, description="The batches by which it was found how many rows fit."
     )
-    rows_per_second: float = Field(ge=0, description="Of this attempt: running, reading and writing.")
+    rows_per_second: float = Field(
+        ge=0, description="Of this attempt: running, reading and writing."
+    )
     tokens_per_second: float | None = Field(None, ge=0)
-    resident_peak_bytes: Bytes = Field(description="Of the whole process, libraries included; with attempts before.")
+    resident_peak_bytes: Bytes = Field(
+        description="Of the whole process, libraries included; with attempts before."
+    )
     budget_bytes: Bytes | None
     headroom_bytes: int | None = Field(description="Budget minus resident peak.")
     seconds: Seconds = Field(description="Of the process: libraries, loading and all rows.")

@@ -242,7 +242,7 @@ def test_a_job_that_has_ended_stays_as_it_is_whoever_wants_to_keep(client, finis
 @pytest.mark.parametrize(
     ("body", "kind", "status"),
     [
-        (b'{"keep": tru}', "application/json", 400),
+        (b'{"keep": true', "application/json", 400),
         (b'{"keep_best": true}', "application/json", 400),
         (b'{"keep": "best"}', "application/json", 400),
         (b"keep=true", "application/x-www-form-urlencoded", 415),

@@ -138,7 +138,7 @@ def test_an_infer_step_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not(
     job = workshop.store.get(job_id)
     assert job.state == "succeeded", job.failure
     found = workshop.blobs.report(job_id)["inference"]
-    # A training that was done again would have made other files, whose answers are not gone on with.
+    # A training that was done again would have made other files, and there are no answers of those.
     assert 0 < found["resumed_at"] < found["rows"] == 2500
     artifact = workshop.blobs.artifact_folder(job_id)
     model = artifact if is_trained else workshop.blobs.files("models", llama.removeprefix("mdl_"))
