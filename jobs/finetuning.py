@@ -101,6 +101,11 @@ class FinetuneStep(Strict):
         "answers, rather than from the labels or tokens.",
     )
     temperature: float = Field(1.0, ge=0.01, le=100, description="Of `distill`.")
+    quantize_aware: bool | None = Field(
+        None,
+        description="Compute with weights as the quantize step that follows will round them "
+        "(w8a8: inputs too), so that training makes up for it. Default: with weights as they are.",
+    )
     evaluate_every: int | None = Field(
         None, ge=1, description="Steps between two looks at held-out rows. Default: never."
     )
@@ -151,6 +156,11 @@ class FinetuneStep(Strict):
             raise ValueError(f"distill is for classes and next tokens, not for {self.objective}")
         if len(set(self.savings)) != len(self.savings):
             raise ValueError("savings names one of them twice")
+        if self.quantize_aware and (self.method == "lora" or "lora" in self.savings):
+            raise ValueError(
+                "quantize_aware trains the weights that are rounded, and adapters are added to "
+                "them after training; leave one of the two out"
+            )
         return self
 
     @property

@@ -13,8 +13,14 @@ from jobs.finetuning import FinetuneStep
 from jobs.inferring import InferStep
 from jobs.problems import Detail, Problem
 from jobs.recipe_text import load_document
-from jobs.step_order import parts_of, refuse_disorder, refuse_uncalibrated, without_infer
-from jobs.steps import OPS, QuantizeStep, ShrinkStep, Step
+from jobs.step_order import (
+    parts_of,
+    refuse_disorder,
+    refuse_uncalibrated,
+    refuse_unrounded,
+    without_infer,
+)
+from jobs.steps import OPS, AnyStep, QuantizeStep, ShrinkStep, Step
 from jobs.strict import DatasetId, Strict
 
 #: To be raised with every change after which some model and recipe give an artifact of other bytes.
@@ -150,6 +156,7 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _ordered(self) -> "Recipe":
         refuse_disorder(self.steps)
+        refuse_unrounded(self.steps)
         refuse_uncalibrated(self.steps, has_data=self.calibrate is not None)
         return self
 
@@ -211,7 +218,8 @@ class Recipe(Strict):
         """Recipes of those steps that one pass does together, in order; itself where one does all.
 
         All but the last give the next one a model of the same form as the one that came in, which
-        may be larger than the artifact. An infer step is in none of them: it changes no model.
+        may be larger than the artifact. An infer step is in none of them: it changes no model. One
+        that trains for the rounding of the next does not say so, as it has no such step itself.
         """
         is_split = self.evaluate is not None and self.evaluate.between
         steps = without_infer(self.steps)
@@ -221,7 +229,7 @@ class Recipe(Strict):
         return tuple(
             self.model_copy(
                 update={
-                    "steps": part,
+                    "steps": tuple(_by_itself(step) for step in part),
                     "calibrate": self.calibrate if any(s.is_calibrated for s in part) else None,
                     "output": self.output if i == last else Output(),
                     "budget": self.budget if i == last else whole_disk,
@@ -265,6 +273,13 @@ class Recipe(Strict):
     def aimed_step(self) -> QuantizeStep | None:
         """The quantize step that needs to know its weights' errors first; None without one."""
         return self.rounding if self.rounding and self.rounding.is_aimed else None
+
+
+def _by_itself(step: AnyStep) -> AnyStep:
+    """Give a step without what it says of the next one."""
+    if isinstance(step, FinetuneStep) and step.quantize_aware:
+        return step.model_copy(update={"quantize_aware": None})
+    return step
 
 
 def parse_recipe(members: object, pointer: str = "") -> Recipe:

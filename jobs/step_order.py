@@ -1,10 +1,17 @@
 """Which steps a recipe may have, in which order, and which of them one pass does together."""
 
 from collections.abc import Sequence
+from typing import LiteralString
+
+from pydantic import ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from jobs.finetuning import FinetuneStep
 from jobs.inferring import InferStep
-from jobs.steps import AnyStep
+from jobs.steps import AnyStep, QuantizeStep
+
+#: What of a quantize step has weights become others than their nearest steps.
+_OTHER_STEPS = ("method", "smooth", "target_bytes", "max_relative_rmse")
 
 
 def parts_of(steps: Sequence[AnyStep]) -> list[tuple[AnyStep, ...]]:
@@ -71,6 +78,42 @@ def refuse_disorder(steps: Sequence[AnyStep]) -> None:
         raise ValueError(
             "adapters that are not merged end a recipe: finetune is its last step then"
         )
+
+
+def refuse_unrounded(steps: Sequence[AnyStep]) -> None:
+    """Refuse to train for a rounding that nobody knows before, or that does not come.
+
+    Args:
+        steps: Of a recipe.
+
+    Raises:
+        ValidationError: In words for whoever wrote the recipe, with the place among the steps.
+    """
+    aware = (i for i, s in enumerate(steps) if isinstance(s, FinetuneStep) and s.quantize_aware)
+    place = next(aware, None)
+    if place is None:
+        return
+    following = steps[place + 1] if place + 1 < len(steps) else None
+    if not isinstance(following, QuantizeStep):
+        raise _misplaced(
+            (place, "quantize_aware"),
+            "it trains for the quantize step that follows at once, and there is none: prune "
+            "before, and quantize next",
+        )
+    named = [name for name in _OTHER_STEPS if getattr(following, name) is not None]
+    if named:
+        raise _misplaced(
+            (place + 1, named[0]),
+            "training with quantize_aware makes up for rounding to the nearest steps of every "
+            "weight; leave this out, or quantize_aware",
+        )
+
+
+def _misplaced(place: tuple[int | str, ...], told: LiteralString) -> ValidationError:
+    """Give a fault of a step's member; pydantic puts where the steps are before its place."""
+    kind = PydanticCustomError("value_error", told)
+    fault = InitErrorDetails(type=kind, loc=("steps", *place), input=None)
+    return ValidationError.from_exception_data("Recipe", [fault])
 
 
 def refuse_uncalibrated(steps: Sequence[AnyStep], *, has_data: bool) -> None:

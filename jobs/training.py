@@ -45,6 +45,14 @@ class Look(_Value):
     loss: float
 
 
+class QuantizeAware(_Value):
+    """For which rounding a model was trained."""
+
+    scheme: Literal["w8a16", "w8a8"] = Field(description="Of the quantize step that follows.")
+    tensors: Count = Field(description="Weights that it computed with as they will be rounded.")
+    rounds_inputs: bool = Field(description="Whether what these are multiplied with was, too.")
+
+
 class Training(_Value):
     """What training gave."""
 
@@ -69,6 +77,9 @@ class Training(_Value):
     )
     losses: tuple[LossPoint, ...] = Field(description="Of at most 200 steps, evenly spread.")
     looks: tuple[Look, ...] = ()
+    quantize_aware: QuantizeAware | None = Field(
+        None, description="None where it was computed with weights as they are."
+    )
     best_step: int | None = Field(
         None, description="After how many steps the weights are, where keep_best chose."
     )

@@ -98,6 +98,9 @@ def _training(found: dict[str, Any]) -> Text:
         why = "on request" if found["stopped_by"] == "request" else "as it got no better"
         facts.append(f"stopped {why}, {count_text(found.get('planned_steps'))} were planned")
     facts += [str(saving) for saving in found.get("savings") or []]
+    if found.get("quantize_aware"):
+        aware = found["quantize_aware"]
+        facts.append(f"{count_text(aware.get('tensors'))} weights as {aware.get('scheme')}")
     losses = [point["loss"] for point in found.get("losses") or [] if "loss" in point]
     if losses:
         facts.append(f"loss {losses[0]:.4g} -> {losses[-1]:.4g}")

@@ -27,6 +27,10 @@ _LORA = (
     "Adapters stand beside modules, of which a .pt2 has none; all of its weights are trained, or "
     "those that include names. Leave lora out."
 )
+_AWARE = (
+    "A .pt2 is trained for the rounding of its weights alone, as its graph says in operators how "
+    "activations are rounded. Choose scheme w8a16, or leave quantize_aware out."
+)
 
 
 def refuse_unsupported(recipe: Recipe, pointer: str = "") -> None:
@@ -61,6 +65,8 @@ def _faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield from ((f"{place}/{name}", detail) for name, detail in _shrinking_faults(step))
         elif isinstance(step, FinetuneStep):
             yield from ((f"{place}/{name}", detail) for name, detail in _training_faults(step))
+            if step.quantize_aware and recipe.rounding and recipe.rounding.scheme == "w8a8":
+                yield f"{place}/quantize_aware", _AWARE
 
 
 def _rounding_faults(step: QuantizeStep) -> Iterator[tuple[str, str]]:

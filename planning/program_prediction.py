@@ -27,6 +27,7 @@ _TENSOR_FACTOR = 6
 _GLOBAL_FACTOR = 4
 #: An int8 weight while it is used: cast, and multiplied with its scales.
 _FLOATS_AT_ONCE = 2
+_FLOAT_BYTES = 4
 #: While a weight's inputs are looked at: these, their squares, what is made of them, and what the
 #: program itself keeps for later.
 _VALUES_AT_ONCE = 4
@@ -45,21 +46,23 @@ def predict_stages(stages: ProgramStages, levels: Levels) -> Prediction:
         The prediction: of all steps; memory is that of the stage that needs most.
     """
     predicted: list[Prediction] = []
+    rounded = _rounded_again_bytes(stages)
     nbytes = stages.program.file_bytes
     for plan in stages.plans:
-        one = predict_program(plan, levels)
+        one = predict_program(plan, levels, rounded)
         last = replace(one.steps[-1], bytes_read=nbytes)
         predicted.append(replace(one, steps=(*one.steps[:-1], last)))
         nbytes = one.artifact_bytes
     return joined(predicted)
 
 
-def predict_program(plan: ProgramPlan, levels: Levels) -> Prediction:
+def predict_program(plan: ProgramPlan, levels: Levels, rounded_bytes: int = 0) -> Prediction:
     """Predict what a job on a program will cost.
 
     Args:
         plan: What it will do.
         levels: What was measured where it will run.
+        rounded_bytes: Of weights that training holds once more, rounded.
 
     Returns:
         The prediction. Bytes are exact; the host's peak is that of the process that opens or runs
@@ -67,7 +70,7 @@ def predict_program(plan: ProgramPlan, levels: Levels) -> Prediction:
     """
     training = plan.recipe.finetune_step
     if training is not None:
-        return _predict_training(plan, training)
+        return _predict_training(plan, training, rounded_bytes)
     tensors = plan.program.tensors.values()
     held = sum(tensor.spec.nbytes for tensor in tensors)
     graph = _GRAPH_FACTOR * sum(len(text) for text in plan.texts.values())
@@ -93,14 +96,14 @@ def predict_program(plan: ProgramPlan, levels: Levels) -> Prediction:
     )
 
 
-def _predict_training(plan: ProgramPlan, step: FinetuneStep) -> Prediction:
+def _predict_training(plan: ProgramPlan, step: FinetuneStep, rounded_bytes: int) -> Prediction:
     """Predict a stage that trains: about, as trying tells how many rows fit into the budget."""
     wanted = step.micro_batch_size
     rows = step.batch_size if wanted == "auto" else wanted
     graph = _GRAPH_FACTOR * sum(len(text) for text in plan.texts.values())
     held = held_bytes(plan.program, step, step.optimizer)
     passing = round(_BACKWARD_FACTOR * activation_bytes(plan.program, rows))
-    peak = _LIBRARY_BYTES + _RUNNING_BYTES + graph + held + passing
+    peak = _LIBRARY_BYTES + _RUNNING_BYTES + graph + held + passing + rounded_bytes
     saves = step.optimizer == "adamw" and "adamw8bit" in step.savings
     least = held_bytes(plan.program, step, "adamw8bit") if saves else held
     budget = plan.recipe.budget.host_memory
@@ -113,6 +116,15 @@ def _predict_training(plan: ProgramPlan, step: FinetuneStep) -> Prediction:
         least_device_bytes=None,
         buffers=WorkingSet(1, passing, {"activations": passing}, {}),
     )
+
+
+def _rounded_again_bytes(stages: ProgramStages) -> int:
+    """Give what weights take once more in float32 where they are trained for their rounding."""
+    step = stages.recipe.finetune_step
+    if step is None or not step.quantize_aware:
+        return 0
+    targets = stages.plans[-1].selection.targets.values()
+    return _FLOAT_BYTES * sum(t.matrix.tensor.elements for t in targets if t.scheme is not None)
 
 
 def _compared_bytes(plan: ProgramPlan) -> int:

@@ -57,6 +57,9 @@ def training_bytes(
     """
     weights, trained = _weights(checkpoint, step)
     fixed = _FLOAT_BYTES * (weights + trained) + _states(step, step.optimizer) * trained
+    if step.quantize_aware:
+        # Each weight is there once more, rounded, while it is multiplied with.
+        fixed += _FLOAT_BYTES * max((t.elements for t in checkpoint.tensors.values()), default=0)
     rows = step.batch_size if step.micro_batch_size == "auto" else step.micro_batch_size
     whole = round(fixed + rows * step.max_length * _token_bytes(checkpoint))
     budget = recipe.budget.host_memory

@@ -157,6 +157,11 @@ def _trained(report: Report) -> Iterator[tuple[str, str, str]]:
         why = "on request" if found.stopped_by == "request" else "as it got no better"
         rows += f"; stopped {why}, {found.planned_steps} were planned"
     yield "Trained", f"{found.steps} steps", rows
+    if found.quantize_aware:
+        aware = found.quantize_aware
+        inputs = " and what they are multiplied with" if aware.rounds_inputs else ""
+        remark = f"{aware.tensors} weights{inputs} were rounded, also for the losses"
+        yield "Trained for", aware.scheme, remark
     if found.losses:
         last, first = found.losses[-1].loss, found.losses[0].loss
         yield "Loss", f"{last:.4g}", f"it was {first:.4g} in the first step"

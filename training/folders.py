@@ -17,9 +17,13 @@ from evaluation.skeletons import Skeleton
 from jobs.checkpoint import open_checkpoint
 from jobs.finetuning import FinetuneStep, Lora
 from jobs.problems import Problem
+from jobs.recipe import Recipe
+from jobs.training import QuantizeAware
+from planning.plan import make_plan
 from training.adapters import adaptable_names, add_adapters, merge_adapters, save_adapters
 from training.labels import refuse_wrong_labels
 from training.masking import Masking
+from training.rounded_modules import describe, find_rounded, round_modules
 from training.rows import is_padding_free
 from training.written_folders import write_folder
 
@@ -47,6 +51,7 @@ class TrainedFolder:
         frozen_statistics: How many normalizations keep the statistics that they came with.
         masking: How tokens are hidden, where that is what it learns.
         padding: The token that config.json names for it.
+        rounding_bytes: What its largest rounded weight takes.
 
     Raises:
         Problem: `unknown_architecture`, `evaluation_failed`; `finetune_unsupported`: the objective
@@ -59,6 +64,7 @@ class TrainedFolder:
     frozen_statistics: int
     masking: Masking | None
     padding: Mapping[str, int]
+    rounding_bytes: int = 0
 
     def __init__(self, folder: Path, step: FinetuneStep, device: str) -> None:
         self._checkpoint = open_checkpoint(folder)
@@ -135,6 +141,14 @@ class TrainedFolder:
         weights = (self.module.get_submodule(name).weight for name in names)
         self._trained = {id(weight) for weight in weights}
         return adapters
+
+    def round_as(self, recipe: Recipe) -> QuantizeAware:
+        """Compute with weights as a recipe's quantize step will round them; say what that is."""
+        plan = make_plan(self._checkpoint, self._kinds, recipe)
+        rounded = find_rounded(plan, self._skeleton.stored, self._skeleton.own_dtype)
+        self.rounding_bytes = round_modules(self.module, rounded)
+        rounds_inputs = any(what.rounds_inputs for what in rounded.values())
+        return describe(recipe, len(rounded), rounds_inputs=rounds_inputs)
 
     def set_training(self) -> None:
         """Go back to training mode after the model was looked at in evaluation mode."""

@@ -12,8 +12,10 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.node import map_aggregate
 
+from evaluation.weight_files import DTYPES
 from jobs.problems import Problem
 from training.checkpointed_graphs import checkpointed
+from training.fake_rounding import WeightRounding, straight_through
 
 #: What it is computed in, instead of what the program has.
 WIDENED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -51,6 +53,29 @@ class ProgramGraph(torch.nn.Module):
     def parameter(self, name: str) -> torch.nn.Parameter:
         """Give a parameter by one of the names that the program has for it."""
         return self.get_parameter(self._places[self._homes.get(name, name)])
+
+    def round_weights(self, turned: Mapping[str, bool], dtypes: Mapping[str, str]) -> None:
+        """Have operators take weights as they will be rounded, in place; not after `checkpoint`.
+
+        What is rounded is kept until gradients need it, unless activations are computed again.
+
+        Args:
+            turned: By its name, whether a weight's channels are its columns.
+            dtypes: By its name, in what the program stores it.
+        """
+        if not isinstance(self._graph, GraphModule):
+            return
+        chosen = {self._places[self._homes.get(name, name)]: name for name in turned}
+        graph = self._graph.graph
+        nodes = [node for node in graph.nodes if node.op == "placeholder"]
+        for node, (kind, place) in zip(nodes, self._arguments, strict=True):
+            if kind == "tensor" and place in chosen:
+                name = chosen[place]
+                for user in [user for user in node.users if user.op == "call_function"]:
+                    with graph.inserting_before(user):
+                        given = (node, dtypes[name], turned[name])
+                        user.replace_input_with(node, graph.call_function(rounded_weight, given))
+        self._graph.recompile()
 
     def checkpoint(self) -> bool:
         """Have activations computed again where gradients need them; False where it cannot."""
@@ -92,6 +117,21 @@ class ProgramGraph(torch.nn.Module):
             self.register_parameter(place, torch.nn.Parameter(values.contiguous()))
         else:
             self.register_buffer(place, values)
+
+
+def rounded_weight(weight: torch.Tensor, dtype: str, is_turned: bool) -> torch.Tensor:
+    """Give a weight as the artifact's graph will compute with it; gradients go straight through.
+
+    Args:
+        weight: float32.
+        dtype: In what the program stores it, as safetensors names it.
+        is_turned: Whether its channels are its columns.
+
+    Returns:
+        Another tensor.
+    """
+    rounding = WeightRounding(dtype, DTYPES[dtype], is_transposed=is_turned)
+    return straight_through(weight, rounding)
 
 
 def _adapted(graph_module: GraphModule, device: torch.device) -> GraphModule:

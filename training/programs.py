@@ -17,6 +17,9 @@ from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from jobs.program import Program, open_program
 from jobs.program_archive import PROGRAM_NAME
+from jobs.recipe import Recipe
+from jobs.training import QuantizeAware
+from planning.program_plan import make_program_plan
 from planning.program_training import (
     answer_shape,
     find_trained,
@@ -29,10 +32,12 @@ from programs.running import inputs_of
 from training.labels import refuse_wrong_labels
 from training.masking import Masking
 from training.program_graphs import WIDENED, ProgramGraph
+from training.rounded_modules import describe
 from training.written_programs import write_program
 
 #: Rows of a data set that are read at a time, at most.
 _READ_ROWS = 64
+_FLOAT_BYTES = 4
 
 
 class TrainedProgram:
@@ -51,6 +56,7 @@ class TrainedProgram:
         frozen_statistics: How many normalizations keep the statistics that they came with.
         masking: None: it takes tensors, which say nothing of tokens.
         padding: Nothing: its rows are all of one shape.
+        rounding_bytes: What its largest rounded weight takes.
 
     Raises:
         Problem: `finetune_unsupported`, `already_quantized`, `nothing_changed`, `invalid_dataset`,
@@ -63,6 +69,7 @@ class TrainedProgram:
     frozen_statistics: int
     masking: Masking | None
     padding: Mapping[str, int]
+    rounding_bytes: int = 0
 
     def __init__(self, path: Path, dataset: Path, step: FinetuneStep, device: str) -> None:
         self._described = open_program(path)
@@ -116,6 +123,18 @@ class TrainedProgram:
     def adapt(self, step: FinetuneStep) -> None:  # noqa: ARG002 - part of the protocol
         """Give nothing: adapters stand beside modules, and a program has none."""
         return
+
+    def round_as(self, recipe: Recipe) -> QuantizeAware:
+        """Compute with weights as a recipe's quantize step will round them; say what that is."""
+        targets = make_program_plan(self._described, recipe).selection.targets
+        matrices = {name: t.matrix for name, t in targets.items() if t.scheme is not None}
+        self._graph.round_weights(
+            {name: matrix.is_transposed for name, matrix in matrices.items()},
+            {name: matrix.tensor.dtype for name, matrix in matrices.items()},
+        )
+        elements = [matrix.tensor.elements for matrix in matrices.values()]
+        self.rounding_bytes = _FLOAT_BYTES * max(elements, default=0)
+        return describe(recipe, len(matrices), rounds_inputs=False)
 
     def logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Run it on a micro-batch: [B, C].

@@ -56,13 +56,17 @@ class Place:
     device: str
 
 
-def finetune(place: Place, recipe: Recipe, watcher: Watcher) -> Training:
+def finetune(
+    place: Place, recipe: Recipe, watcher: Watcher, rounding: Recipe | None = None
+) -> Training:
     """Train a model.
 
     Args:
         place: Where.
         recipe: Has a finetune step, and the budget.
         watcher: Told how far it is, and asked whether to go on.
+        rounding: Will round what is trained, and the model computes as if that were done; None
+            leaves weights as they are.
 
     Returns:
         What was measured. The trained model is in `place.output`; scratch is empty.
@@ -80,6 +84,7 @@ def finetune(place: Place, recipe: Recipe, watcher: Watcher) -> Training:
     row_folder = _emptied(place.scratch / "rows")
     taught = _teach(place, step, row_folder, host) if step.distill else None
     trainable = _open(place.model, place, step, host)
+    rounded = trainable.round_as(rounding) if rounding else None
     gauge = DeviceGauge(recipe.budget.device_memory) if place.device == "cuda" else host
     torch.manual_seed(step.seed)
     parameters = trainable.trained_parameters(step)
@@ -87,7 +92,7 @@ def finetune(place: Place, recipe: Recipe, watcher: Watcher) -> Training:
     store = taught or RowStore(row_folder, _rows(trainable, place, step), trainable.padding)
     with closing(store):
         rows = split_rows(store, step, trainable)
-        checkpoints = Checkpoints(place.scratch / "checkpoints", _job(place, recipe))
+        checkpoints = Checkpoints(place.scratch / "checkpoints", _job(place, recipe, rounding))
         host.tighten()
         # No more rows are together than there are.
         few = step.model_copy(update={"batch_size": min(step.batch_size, rows.trained)})
@@ -112,7 +117,8 @@ def finetune(place: Place, recipe: Recipe, watcher: Watcher) -> Training:
     checkpoints.remove()
     _empty(row_folder)
     counted = (weights, held, sum(lost.values()))
-    return measured(loop, host, gauge, counted, stopped, resumed_at, started)
+    training = measured(loop, host, gauge, counted, stopped, resumed_at, started)
+    return training.model_copy(update={"quantize_aware": rounded})
 
 
 def _open(folder: Path, place: Place, step: FinetuneStep, host: HostGauge) -> Trainable:
@@ -192,9 +198,11 @@ def _begin(
     return loop
 
 
-def _job(place: Place, recipe: Recipe) -> str:
+def _job(place: Place, recipe: Recipe, rounding: Recipe | None) -> str:
     """Tell a training from others by all that decides what it does."""
     hasher = blake3(f"{ENGINE_VERSION} {torch.__version__} {recipe.model_dump_json()}".encode())
+    if rounding is not None:
+        hasher.update(rounding.model_dump_json().encode())
     weights = (path for path in place.model.rglob("*") if path.suffix in _WEIGHT_SUFFIXES)
     for path in sorted(weights):
         status = path.stat()

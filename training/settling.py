@@ -232,7 +232,7 @@ class Settler:
             return self._prober.decisions[-1].peak_bytes
         row = self._longest_rows(1)
         tokens = row["input_ids"].shape[1] if "input_ids" in row else 1
-        held = self._gauge.held_bytes()
+        held = self._gauge.held_bytes() + self._trainable.rounding_bytes
         if self._begin(savings) is not None and tokens >= _LEAST_TOKENS:
             peaks = [
                 self._prober.peak_of_part(row, tokens, length)

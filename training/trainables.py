@@ -8,6 +8,8 @@ import torch
 
 from evaluation.inputs import Batch
 from jobs.finetuning import FinetuneStep
+from jobs.recipe import Recipe
+from jobs.training import QuantizeAware
 from training.masking import Masking
 
 
@@ -23,6 +25,8 @@ class Trainable(Protocol):
         masking: How tokens are hidden, where that is what it learns.
         padding: What rows are padded with, by field, where that is not zero: some models look for
             the end of a row by it.
+        rounding_bytes: What its largest weight takes once more where that is rounded to compute
+            with; 0 where none is.
     """
 
     name: str
@@ -31,6 +35,7 @@ class Trainable(Protocol):
     frozen_statistics: int
     masking: Masking | None
     padding: Mapping[str, int]
+    rounding_bytes: int
 
     def batches(self, dataset: Path, step: FinetuneStep) -> Iterator[Batch]:
         """Read a data set as batches of what the model takes, the first `step.rows` rows of it."""
@@ -40,6 +45,9 @@ class Trainable(Protocol):
 
     def adapt(self, step: FinetuneStep) -> Mapping[str, torch.nn.Parameter] | None:
         """Freeze all weights, put adapters beside them, and give those; None where it cannot."""
+
+    def round_as(self, recipe: Recipe) -> QuantizeAware:
+        """Compute with weights as a recipe's quantize step will round them; say what that is."""
 
     def set_training(self) -> None:
         """Go back to training mode after the model was looked at in evaluation mode."""

@@ -29,6 +29,8 @@ def stage_orders(order: Order, recipe: Recipe) -> list[Order]:
     model, before = order.model_folder, 0
     for number, stage in enumerate(stages, start=1):
         is_last = number == len(stages)
+        step = stage.finetune_step and recipe.finetune_step
+        is_aware = step is not None and step.quantize_aware
         work = Path(order.work_folder) / ("" if is_last else f"{_STAGE_NAME}{number}")
         orders.append(
             replace(
@@ -37,6 +39,7 @@ def stage_orders(order: Order, recipe: Recipe) -> list[Order]:
                 original_folder=None if model == order.model_folder else order.model_folder,
                 work_folder=str(work),
                 recipe=stage.model_dump(mode="json"),
+                rounding=stages[number].model_dump(mode="json") if is_aware else None,
                 task="finetune" if stage.finetune_step else "compress",
                 steps_before=before,
                 # An infer step too: what it runs is not made anew where it was killed.

@@ -89,6 +89,7 @@ class Order:
             of another one is written beside it.
         original_folder: The model that came in, where that is not the one to work on.
         requests_folder: Where a file appears that asks for the end of a training; only read.
+        rounding: The recipe that rounds what this one trains, where training is to know of it.
         steps_before: How many steps of the job's recipe were done when this one's begin.
         steps_after: How many follow. What is made for those is kept for an attempt to come, which
             then finds it done.
@@ -104,6 +105,7 @@ class Order:
     artifact_folder: str | None = None
     original_folder: str | None = None
     requests_folder: str | None = None
+    rounding: dict[str, Any] | None = None
     steps_before: int = 0
     steps_after: int = 0
 

@@ -52,7 +52,8 @@ def train(order: Order, on_progress: OnProgress) -> None:
             scratch=work / "training",
             device=order.device,
         )
-        training = finetune(place, recipe, Watcher(on_step, is_asked_to_stop))
+        rounding = parse_recipe(order.rounding) if order.rounding else None
+        training = finetune(place, recipe, Watcher(on_step, is_asked_to_stop), rounding)
         build = build_program_report if is_program(place.model) else build_folder_report
         report = build(place.model, place.output, recipe, training, meter)
     (work / REPORT_NAME).write_text(report.model_dump_json())

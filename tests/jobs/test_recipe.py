@@ -76,6 +76,7 @@ def test_a_number_is_read_however_it_is_written(text):
 WANDA = PRUNE | {"method": "wanda"}
 GPTQ = QUANTIZE | {"method": "gptq"}
 FINETUNE = {"op": "finetune", "dataset": f"ds_{'0' * 64}", "steps": 1}
+AWARE = FINETUNE | {"quantize_aware": True}
 DATA = {"dataset": "ds_" + "0" * 64}
 
 
@@ -114,6 +115,30 @@ DATA = {"dataset": "ds_" + "0" * 64}
             "",
             "finetune is its last step then",
         ),
+        ({"steps": [AWARE]}, "/steps/0/quantize_aware", "quantize step that follows at once"),
+        ({"steps": [AWARE, PRUNE, QUANTIZE]}, "/steps/0/quantize_aware", "prune before"),
+        (
+            {"steps": [PRUNE, AWARE, QUANTIZE | {"target_bytes": "1MB"}]},
+            "/steps/2/target_bytes",
+            "leave this out, or quantize_aware",
+        ),
+        (
+            {"steps": [AWARE, QUANTIZE | {"max_relative_rmse": 0.01}]},
+            "/steps/1/max_relative_rmse",
+            "leave this out",
+        ),
+        (
+            {"steps": [AWARE, QUANTIZE | {"method": "gptq"}], "calibrate": DATA},
+            "/steps/1/method",
+            "nearest steps",
+        ),
+        (
+            {"steps": [AWARE, QUANTIZE | {"scheme": "w8a8", "smooth": 0.5}], "calibrate": DATA},
+            "/steps/1/smooth",
+            "nearest steps",
+        ),
+        ({"steps": [AWARE | {"method": "lora"}, QUANTIZE]}, "/steps/0", "adapters are added"),
+        ({"steps": [AWARE | {"savings": ["lora"]}, QUANTIZE]}, "/steps/0", "leave one of the two"),
         ({"steps": [{"op": "quantize"}]}, "/steps/0/scheme", "Field required"),
         ({"steps": [QUANTIZE | {"scheme": "w4a16"}]}, "/steps/0/scheme", "'w8a16' or 'w8a8'"),
         ({"steps": [QUANTIZE | {"bits": 4}]}, "/steps/0/bits", "not a key"),

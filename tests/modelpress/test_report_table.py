@@ -75,6 +75,9 @@ def test_what_training_did_is_a_line_and_stages_are_rows(report):
     assert "4 at a time, stopped on request, 500 were planned, adamw8bit" in text_of_stopped
     row = ["1.", report["steps"][0]["op"], "1.00", "MiB", "512.00", "MiB", "12s", "9.5", "-", "-"]
     assert row in [line.split() for line in text.splitlines()]
+    aware = {"scheme": "w8a8", "tensors": 14, "rounds_inputs": True}
+    told = printed(report | {"training": training | {"quantize_aware": aware}})
+    assert "adamw8bit, 14 weights as w8a8, loss 4.25" in told
     assert "trained" not in printed(report)
     assert "Stages" not in printed(report)
 

@@ -120,6 +120,31 @@ REFUSED = {
 }  # fmt: skip
 
 
+def test_training_for_a_rounding_holds_the_rounded_weights_once_more(tmp_path):
+    folder, _ = store_kind(tmp_path, "pooled")
+
+    plain, aware = (
+        predict_stages(
+            plan(folder, TRAIN | {"quantize_aware": is_aware}, ROUND | {"scheme": "w8a16"}), LEVELS
+        )
+        for is_aware in (None, True)
+    )
+
+    rounded = 12 * 2 * 3 + 8 * 12 * 3 + 20 * 8 + 3 * 20
+    difference = aware.steps[0].host_peak_bytes - plain.steps[0].host_peak_bytes
+    assert difference == 4 * rounded
+
+
+def test_training_for_rounded_activations_is_refused_by_its_place(tmp_path):
+    folder, _ = store_kind(tmp_path, "pooled")
+
+    with pytest.raises(Problem, match="Choose scheme w8a16") as caught:
+        plan(folder, TRAIN | {"quantize_aware": True}, ROUND)
+
+    assert caught.value.code == "step_unsupported"
+    assert [one.pointer for one in caught.value.errors] == ["/spec/steps/0/quantize_aware"]
+
+
 @pytest.mark.parametrize(("choice", "places", "told"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_programs_are_not_trained_by_is_refused_by_its_place(tmp_path, choice, places, told):
     folder, _ = store_kind(tmp_path, "pooled")

@@ -157,6 +157,7 @@ def test_a_training_is_drawn_as_curves_from_its_first_step_to_its_last():
         "looks": [{"step": 0, "loss": 4.0}, {"step": 3, "loss": 3.0}], "rows_per_second": 2.0,
         "optimizer_bytes": 56, "resident_peak_bytes": 2**21, "device_peak_bytes": None,
         "seconds": 1.5, "stopped_by": "request", "planned_steps": 50,
+        "quantize_aware": {"scheme": "w8a8", "tensors": 4, "rounds_inputs": True},
     }  # fmt: skip
 
     page = draw(Report.model_validate(REPORT | {"training": training}))
@@ -170,6 +171,8 @@ def test_a_training_is_drawn_as_curves_from_its_first_step_to_its_last():
     said = next(remark for name, _, remark in page.figures if name == "Trained")
     assert said.endswith("; stopped on request, 50 were planned")
     assert ("Loss", "2", "it was 4 in the first step") in page.figures
+    remark = "4 weights and what they are multiplied with were rounded, also for the losses"
+    assert ("Trained for", "w8a8", remark) in page.figures
     assert draw(Report.model_validate(REPORT)).curves == ()
 
 

@@ -74,6 +74,14 @@ MODELS = {
             num_labels=4,
         ),
     ),
+    # Its matrices are [inputs, outputs].
+    "gpt2": (
+        transformers.GPT2LMHeadModel,
+        transformers.GPT2Config(
+            n_embd=32, n_layer=1, n_head=4, vocab_size=VOCABULARY, n_positions=64,
+            bos_token_id=1, eos_token_id=2,
+        ),
+    ),
 }  # fmt: skip
 
 

@@ -25,10 +25,14 @@ def tokens(put):
     """Store rows of tokens that can be learnt: each is the one before it and one more."""
 
     def tokens(rows=64):
-        starts = torch.randint(101, (rows, 1), generator=torch.Generator().manual_seed(rows))
-        return put(save({"input_ids": (starts + torch.arange(24)) % 101}))
+        return put(save({"input_ids": counting(rows)}))
 
     return tokens
+
+
+def counting(rows):
+    starts = torch.randint(101, (rows, 1), generator=torch.Generator().manual_seed(rows))
+    return (starts + torch.arange(24)) % 101
 
 
 def finetune(dataset, **choices):
@@ -36,11 +40,16 @@ def finetune(dataset, **choices):
     return plain | {"learning_rate": 1e-2} | choices
 
 
-def test_a_model_is_pruned_trained_and_quantized_in_one_job(workshop, llama, tokens):
+def test_a_model_is_pruned_trained_for_its_rounding_and_quantized_in_one_job(
+    workshop, llama, tokens, put
+):
+    rows = 16
     data = tokens()
+    held_out = put(save({"input_ids": counting(64)[-rows:].clone()}))
+    looks = {"quantize_aware": True, "evaluate_every": 3, "evaluation_rows": rows}
     recipe = {
-        "steps": [PRUNE, finetune(data), INT8],
-        "evaluate": {"dataset": data},
+        "steps": [PRUNE, finetune(data, **looks), INT8],
+        "evaluate": {"dataset": held_out},
         "gate": {"max_perplexity_ratio": 1.0},
     }
 
@@ -50,7 +59,7 @@ def test_a_model_is_pruned_trained_and_quantized_in_one_job(workshop, llama, tok
     report = workshop.blobs.report(job.id)
     assert [step["op"] for step in report["steps"]] == ["prune", "finetune", "quantize"]
     training = report["training"]
-    assert (training["objective"], training["rows"], training["steps"]) == ("causal_lm", 64, 6)
+    assert (training["objective"], training["rows"], training["steps"]) == ("causal_lm", 48, 6)
     assert training["micro_batch_size"] == 16
     assert training["losses"][-1]["loss"] < training["losses"][0]["loss"]
     pruned = [t for t in report["tensors"] if t["max_error_steps"] is not None]
@@ -58,7 +67,11 @@ def test_a_model_is_pruned_trained_and_quantized_in_one_job(workshop, llama, tok
     assert all(t["after"]["sparsity"] >= 0.5 > t["before"]["sparsity"] for t in pruned)
     assert training["weights_held_zero"] == report["steps"][0]["weights_pruned"]
     assert report["model"]["bytes"] > report["artifact"]["bytes"]
-    assert report["quality"]["after"]["perplexity"] < report["quality"]["before"]["perplexity"]
+    before, after = (report["quality"][when] for when in ("before", "after"))
+    assert after["perplexity"] < before["perplexity"]
+    # What training saw of its held-out rows is what the artifact answers to them.
+    assert training["quantize_aware"] == {"scheme": "w8a16", "tensors": 14, "rounds_inputs": False}
+    assert training["looks"][-1]["loss"] == pytest.approx(after["loss"], abs=1e-4)
     assert report["memory"]["measured_peak_bytes"] >= training["resident_peak_bytes"] > 10**8
     artifact = workshop.blobs.artifact_folder(job.id)
     assert {path.name for path in artifact.iterdir()} >= {"model.safetensors", "config.json"}
