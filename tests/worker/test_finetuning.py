@@ -45,7 +45,7 @@ def test_a_model_is_pruned_trained_for_its_rounding_and_quantized_in_one_job(
 ):
     rows = 16
     data = tokens()
-    held_out = put(save({"input_ids": counting(64)[-rows:].clone()}))
+    held_out = put(save({"input_ids": counting(64)[-rows:].clone()}), "d")
     looks = {"quantize_aware": True, "evaluate_every": 3, "evaluation_rows": rows}
     recipe = {
         "steps": [PRUNE, finetune(data, **looks), INT8],
