@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import transformers
@@ -92,7 +94,8 @@ def make_folder(tmp_path):
     def make(name, dtype=torch.float32, prepare=None):
         torch.manual_seed(0)
         model_class, config = MODELS[name]
-        model = model_class(config).to(dtype).eval()
+        # What a test prepares is its own.
+        model = model_class(copy.deepcopy(config)).to(dtype).eval()
         if prepare is not None:
             with torch.no_grad():
                 prepare(model)
