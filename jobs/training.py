@@ -23,9 +23,6 @@ class Decision(_Value):
         "rows; None where memory ran out."
     )
     limit_bytes: Bytes = Field(description="What it was to stay below.")
-    seconds: Seconds | None = Field(
-        None, description="Of that forward and backward; None where memory ran out."
-    )
     outcome: Literal["fits", "too_large", "out_of_memory"]
 
 

@@ -1,10 +1,4 @@
-"""How many rows fit into memory, from what one and two took, and how many are fastest."""
-
-import math
-from collections.abc import Callable
-
-#: Fewer rows at a time are worth it where they take less time by this share.
-_WORTHWHILE = 0.05
+"""How many rows fit into memory, from what one and two of them took."""
 
 
 def largest_micro_batch(one_bytes: int, two_bytes: int, limit_bytes: int, most: int) -> int:
@@ -39,31 +33,3 @@ def even_micro_batch(largest: int, rows: int) -> int:
     """
     passes = -(-rows // min(largest, rows))
     return -(-rows // passes)
-
-
-def fastest_micro_batch(largest: int, rows: int, seconds_of: Callable[[int], float | None]) -> int:
-    """Halve a micro-batch for as long as that makes a row faster.
-
-    More rows at a time are not always faster on a processor: their tensors leave its caches, and
-    are larger than what the C library keeps.
-
-    Args:
-        largest: Rows that should fit.
-        rows: Of the effective batch.
-        seconds_of: Tries so many rows, and gives the time that they take together; None where they
-            do not fit after all.
-
-    Returns:
-        The fastest of those that fit; 1 where none of those tried does.
-    """
-    best, pace = 1, math.inf
-    size = largest
-    while True:
-        seconds = seconds_of(size)
-        if seconds is not None and seconds / size < (1 - _WORTHWHILE) * pace:
-            best, pace = size, seconds / size
-        elif math.isfinite(pace):
-            return best
-        if size == 1:
-            return best
-        size = even_micro_batch(-(-size // 2), rows)

@@ -1,6 +1,5 @@
-"""One try of a micro-batch: forward and backward of the longest rows, its peak and its time."""
+"""One try of a micro-batch: forward and backward of the longest rows, and its peak."""
 
-import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -56,7 +55,7 @@ class Prober:
         Returns:
             What came of it; it is among the decisions, too.
         """
-        peak = seconds = None
+        peak = None
         # Where a step follows each gradient at once, each is let go at once.
         hooks = [
             parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
@@ -64,9 +63,7 @@ class Prober:
             if "optimizer_in_backward" in savings
         ]
         try:
-            started = time.perf_counter()
             peak = peak_of(lambda: self._learn(self._longest_rows(rows)), self._gauge)
-            seconds = time.perf_counter() - started
         except OutOfMemory:
             pass
         finally:
@@ -75,7 +72,7 @@ class Prober:
                     parameter.grad.zero_()
             for hook in hooks:
                 hook.remove()
-        return self.decide(rows, savings, peak, seconds)
+        return self.decide(rows, savings, peak)
 
     def peak_of_part(self, row: Mapping[str, torch.Tensor], tokens: int, length: int) -> int | None:
         """Give the peak of the first tokens of a row.
@@ -102,7 +99,6 @@ class Prober:
         rows: int,
         savings: tuple[str, ...],
         peak_bytes: int | None,
-        seconds: float | None = None,
     ) -> Decision:
         """Put down what came of a try.
 
@@ -110,7 +106,6 @@ class Prober:
             rows: Of the micro-batch.
             savings: What was turned on.
             peak_bytes: What it took; None where memory ran out.
-            seconds: How long it took.
 
         Returns:
             The same as a decision.
@@ -123,7 +118,6 @@ class Prober:
                 "savings": savings,
                 "peak_bytes": peak_bytes,
                 "limit_bytes": limit,
-                "seconds": seconds,
                 "outcome": "out_of_memory"
                 if peak_bytes is None
                 else "fits"

@@ -96,10 +96,8 @@ def finetune(
         host.tighten()
         # No more rows are together than there are.
         few = step.model_copy(update={"batch_size": min(step.batch_size, rows.trained)})
-        total = step.steps or max(1, round((step.epochs or 1) * rows.order.steps_per_epoch))
-        longest = partial(_longest, trainable, rows)
-        settler = Settler(trainable, parameters, few, longest, gauge, total)
-        loop = _begin(trainable, step, rows, settler, checkpoints, total)
+        settler = Settler(trainable, parameters, few, partial(_longest, trainable, rows), gauge)
+        loop = _begin(trainable, step, rows, settler, checkpoints)
         resumed_at = loop.record.steps_done or None
         stopped = run_course(loop, checkpoints, gauge.held_bytes, watcher)
     if step.keep_best and loop.record.best is not None:
@@ -173,9 +171,9 @@ def _begin(
     rows: Rows,
     settler: Settler,
     checkpoints: Checkpoints,
-    total: int,
 ) -> Loop:
     """Begin a training, or go on where an attempt before this one was killed."""
+    total = step.steps or max(1, round((step.epochs or 1) * rows.order.steps_per_epoch))
     embeddings = embedding_names(trainable.module)
     found = checkpoints.find()
     if found is None:

@@ -1,8 +1,7 @@
 """How many rows are in memory at one time, and what saves memory, found by trying before training.
 
 A forward and a backward of one row and of two, the longest there are, tell what a row takes; what
-fits follows from that. Where not even one row does, the next saving is turned on. A long training
-tries what should fit, too, and halves of it, and takes what is fastest.
+fits follows from that. Where not even one row does, the next saving is turned on.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import torch
 from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from jobs.training import Decision
-from training.fitting import even_micro_batch, fastest_micro_batch, largest_micro_batch
+from training.fitting import even_micro_batch, largest_micro_batch
 from training.in_backward import is_exact
 from training.least_memory import guess_least_bytes
 from training.memory import MemoryGauge, fits
@@ -24,8 +23,6 @@ from training.trainables import Trainable
 #: What is guessed from shorter rows is guessed with a margin, and not from very short ones.
 _MARGIN = 1.1
 _LEAST_TOKENS = 16
-#: Trying what is fastest takes as long as up to two steps.
-_LONG_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,6 @@ class Settler:
         step: What is asked for.
         longest_rows: Gives the rows that take most.
         gauge: Measures memory, and knows the limit.
-        steps: How many steps the training has.
     """
 
     def __init__(
@@ -78,14 +74,12 @@ class Settler:
         step: FinetuneStep,
         longest_rows: LongestRows,
         gauge: MemoryGauge,
-        steps: int,
     ) -> None:
         self._trainable = trainable
         self._parameters = parameters
         self._step = step
         self._longest_rows = longest_rows
         self._gauge = gauge
-        self._steps = steps
         self._prober = Prober(trainable, step, longest_rows, gauge)
 
     def settle(self) -> Setting:
@@ -210,18 +204,7 @@ class Settler:
         size = largest_micro_batch(one, two, self._gauge.limit_bytes, most)
         if wanted != "auto":
             return wanted if size >= wanted else None
-        return self._fastest(even_micro_batch(size, self._step.batch_size), savings)
-
-    def _fastest(self, largest: int, savings: tuple[str, ...]) -> int:
-        """Give what is fastest of a size and its halves, where that is worth being tried."""
-        if largest == 1 or self._steps < _LONG_STEPS:
-            return largest
-
-        def seconds_of(rows: int) -> float | None:
-            tried = self._prober.probe(rows, savings, self._parameters)
-            return tried.seconds if tried.outcome == "fits" else None
-
-        return fastest_micro_batch(largest, self._step.batch_size, seconds_of)
+        return even_micro_batch(size, self._step.batch_size)
 
     def _peak_bytes(self, rows: int, savings: tuple[str, ...]) -> int | None:
         return self._prober.probe(rows, savings, self._parameters).peak_bytes

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.fitting import even_micro_batch, fastest_micro_batch, largest_micro_batch
+from training.fitting import even_micro_batch, largest_micro_batch
 
 SIZES = st.integers(1, 4096)
 
@@ -33,25 +33,3 @@ def test_an_even_micro_batch_takes_as_many_passes_as_the_largest_and_is_no_large
 
 def test_eight_rows_of_which_five_fit_are_two_times_four():
     assert even_micro_batch(5, 8) == 4
-
-
-def test_a_micro_batch_is_halved_for_as_long_as_a_row_gets_faster():
-    per_row = {32: 1.5, 16: 1.2, 8: 1.1, 4: 1.08}
-    tried = []
-
-    def seconds_of(rows):
-        tried.append(rows)
-        return per_row[rows] * rows
-
-    assert fastest_micro_batch(32, 32, seconds_of) == 8
-    assert tried == [32, 16, 8, 4]
-
-
-def test_sizes_that_do_not_fit_after_all_are_passed_over():
-    def seconds_of(rows):
-        return None if rows > fits else 1.0 * rows
-
-    fits = 10
-    assert fastest_micro_batch(32, 32, seconds_of) == 8
-    fits = 0
-    assert fastest_micro_batch(32, 32, seconds_of) == 1

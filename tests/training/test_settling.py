@@ -59,14 +59,14 @@ class Bench:
         return False
 
 
-def settle(bench, steps=1, **choices):
+def settle(bench, **choices):
     step = finetune_step(**choices)
 
     def rows(count):
         return {"x": torch.ones(count, 4), "labels": torch.zeros(count, dtype=torch.int64)}
 
     parameters = dict(bench.module.named_parameters())
-    return Settler(bench, parameters, step, rows, bench, steps).settle()
+    return Settler(bench, parameters, step, rows, bench).settle()
 
 
 def test_as_many_rows_as_fit_are_in_memory_and_split_evenly():
@@ -76,17 +76,6 @@ def test_as_many_rows_as_fit_are_in_memory_and_split_evenly():
     assert (setting.micro_batch_size, setting.savings) == (8, ())
     assert [d.micro_batch_size for d in setting.decisions] == [1, 2]
     assert [d.peak_bytes for d in setting.decisions] == [200, 300]
-
-
-def test_a_long_training_tries_what_should_fit_and_halves_of_it():
-    setting = settle(Bench(limit_bytes=1150, fixed_bytes=100), steps=20, batch_size=32)
-
-    tried = [d.micro_batch_size for d in setting.decisions]
-    assert tried[:4] == [1, 2, 8, 4]
-    fitting = [d for d in setting.decisions[2:] if d.micro_batch_size >= setting.micro_batch_size]
-    paces = [d.seconds / d.micro_batch_size for d in fitting]
-    assert paces[-1] == min(paces)
-    assert settle(Bench(limit_bytes=1150, fixed_bytes=100), steps=19).micro_batch_size == 8
 
 
 def test_where_no_row_fits_activations_are_computed_again():
