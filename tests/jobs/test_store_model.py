@@ -170,7 +170,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert renewal.held == model.holds(token)
         assert renewal.cancel_requested == (model.holds(token) and model.cancel_requested)
         if renewal.held:
-            model.progress, model.lease_is_over = done, False
+            # A cancelled job's lease is not lengthened any more.
+            model.progress = done
+            model.lease_is_over &= model.cancel_requested
 
     @rule(job=jobs, token=tokens, counted=st.booleans())
     def release(self, job, token, counted):
