@@ -3,30 +3,21 @@
 Nothing here decides what an end means for the job; that is `worker.supervisor`.
 """
 
-import contextlib
 import select
 import signal
-import sys
 import time
 from collections import deque
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 import structlog
 
 from jobs.job import Progress
 from jobs.problems import Problem
-from worker.collect import MAX_FILES
 from worker.lease import Lease
+from worker.limits import Guard, Limits
 from worker.runner_process import Runner, TemplateDiedError
 
-_LOOK_SECONDS = 1.0
-#: A memory budget is looked after more often than the clock.
-_MEMORY_LOOK_SECONDS = 0.05
-#: The process that asks transformers about a model is one, and its threads are not processes.
-MOST_PROCESSES = 64
-_BLOCK_BYTES = 512
 _MOST_LOGGED = 4000
 
 _log = structlog.get_logger(__name__)
@@ -45,25 +36,6 @@ class Outcome:
 
     kind: Literal["done", "failed", "cancelled", "drained", "lost"]
     problem: Problem | None = None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an attempt may use.
-
-    Attributes:
-        runtime_seconds: Wall clock.
-        host_memory_bytes: Resident memory of a runner and what it starts, or None.
-        work_folder: Where it writes.
-        disk_bytes: How much the files in there may take.
-        started: When the attempt began, in the seconds of `time.monotonic`.
-    """
-
-    runtime_seconds: float
-    host_memory_bytes: int | None
-    work_folder: Path
-    disk_bytes: int
-    started: float = field(default_factory=time.monotonic)
 
 
 def watch(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> Outcome:
@@ -113,15 +85,12 @@ def interruption(lease: Lease, drain: int | None) -> Outcome | None:
 
 
 def _follow(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> Outcome:
-    deadline = limits.started + limits.runtime_seconds
-    look = _MEMORY_LOOK_SECONDS if limits.host_memory_bytes else _LOOK_SECONDS
+    guard = Guard(runner, limits)
     wake = [lease.fileno()] if drain is None else [lease.fileno(), drain]
     pace = Pace()
     said: Outcome | None = None
-    look_at = limits.started
     while True:
-        wait = max(0.0, min(look_at, deadline) - time.monotonic())
-        for message in runner.messages(wait, wake):
+        for message in runner.messages(max(0.0, guard.look_at - time.monotonic()), wake):
             if message.kind == "progress":
                 lease.tell(pace.estimate(Progress(**message.value), time.monotonic()))
             elif message.kind == "done":
@@ -135,53 +104,9 @@ def _follow(runner: Runner, lease: Lease, limits: Limits, drain: int | None) -> 
         stopped = interruption(lease, drain)
         if stopped is not None:
             return stopped
-        now = time.monotonic()
-        if now < min(look_at, deadline):
-            # A look costs milliseconds of a processor that the runner can use, and it says much.
-            continue
-        problem = _passed_limit(runner, limits, deadline)
+        problem = guard.look(time.monotonic())
         if problem is not None:
             return Outcome("failed", problem)
-        look_at = now + look
-
-
-def _passed_limit(runner: Runner, limits: Limits, deadline: float) -> Problem | None:
-    if time.monotonic() > deadline:
-        return Problem(
-            "runtime_exceeded",
-            f"The attempt ran longer than {limits.runtime_seconds:g} s. Raise budget.runtime.",
-            extra={"limit_seconds": limits.runtime_seconds},
-        )
-    usage = runner.usage()
-    budget = limits.host_memory_bytes
-    if budget is not None and (used := usage.resident_bytes) > budget:
-        return Problem(
-            "memory_budget_exceeded",
-            f"The runner held {used} bytes; the budget is {budget}. Raise budget.host_memory.",
-            extra={"resident_bytes": used, "budget_bytes": budget},
-        )
-    if usage.processes > MOST_PROCESSES:
-        return Problem(
-            "runner_overreached",
-            f"The runner started {usage.processes} processes; {MOST_PROCESSES} are allowed.",
-        )
-    if (written := _held_bytes(limits.work_folder)) > limits.disk_bytes:
-        return Problem(
-            "runner_overreached",
-            f"The runner wrote {written} bytes; its model allows {limits.disk_bytes}.",
-        )
-    return None
-
-
-def _held_bytes(folder: Path) -> int:
-    """Count what files take of the disk, or more than any limit where they are too many."""
-    total = 0
-    for seen, path in enumerate(folder.rglob("*")):
-        if seen > MAX_FILES:
-            return sys.maxsize
-        with contextlib.suppress(FileNotFoundError):
-            total += path.lstat().st_blocks * _BLOCK_BYTES
-    return total
 
 
 def _died(exit_code: int) -> Problem:

@@ -17,6 +17,7 @@ import psutil
 
 from jobs.problems import Problem
 from worker.confinement import Bounds
+from worker.descendants import descendants
 from worker.runner import Order
 from worker.sandbox import Sandbox
 
@@ -187,6 +188,7 @@ class Runner:
         self._pipe = pipe
         self._control = control
         self._buffer = b""
+        self._counted: list[psutil.Process] = []
         self._pipe_is_open = True
         #: False once its exit status was received.
         self.is_running = True
@@ -237,19 +239,21 @@ class Runner:
 
     def usage(self) -> Usage:
         """Count the processes of the runner, itself and what it started, and their memory."""
-        found: dict[int, psutil.Process] = {}
         # Children whose parent has ended belong to the sandbox's first process.
         holders = () if self._sandbox is None else self._sandbox.own_pids
-        for pid in (self.pid, *holders[:1]):
+        found = descendants(self.pid)
+        if holders:
+            found |= descendants(holders[0])
+        self._counted = [found[pid] for pid in found.keys() - set(holders)]
+        return Usage(len(self._counted), self.resident_bytes())
+
+    def resident_bytes(self) -> int:
+        """Give the memory of those processes that were counted last, which costs little."""
+        resident_bytes = 0
+        for process in self._counted:
             with contextlib.suppress(psutil.NoSuchProcess):
-                root = psutil.Process(pid)
-                found |= {process.pid: process for process in (root, *root.children(True))}
-        processes, resident_bytes = 0, 0
-        for pid in found.keys() - set(holders):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                resident_bytes += found[pid].memory_info().rss
-                processes += 1
-        return Usage(processes, resident_bytes)
+                resident_bytes += process.memory_info().rss
+        return resident_bytes
 
     def close(self) -> None:
         """Close the pipe, and the sandbox with whatever the runner left in it."""

@@ -34,13 +34,14 @@ from jobs.tenants import Stores, Tenants
 from planning.forecast import check_budget
 from planning.memory_model import levels_of
 from worker.announcements import Announcements
-from worker.attempt import Limits, Outcome, interruption, watch
+from worker.attempt import Outcome, interruption, watch
 from worker.checksums import Checksums
 from worker.collect import Row, measuring, read_report, seal_artifact
 from worker.endings import Endings
 from worker.evaluating import read_quality, with_stages
 from worker.inferring import Made, take_answers
 from worker.lease import Lease
+from worker.limits import Limits
 from worker.measuring import take_measured
 from worker.orders import answering_orders, making_orders, running_orders, stage_orders
 from worker.runner import Order

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from jobs.job import Progress
-from worker.attempt import Limits, Pace, watch
+from worker.attempt import Pace, watch
 from worker.lease import Lease
+from worker.limits import Limits
 from worker.runner_process import Runner
 
 
