@@ -7,7 +7,8 @@ from jobs.problems import Problem
 from jobs.quality import Quality
 from jobs.report import Report
 from worker.collect import read_ran
-from worker.runner import AFTER_NAME, BEFORE_NAME, Order
+from worker.order import Order
+from worker.work_files import AFTER_NAME, BEFORE_NAME
 
 
 def with_stages(report: Report, stages: Sequence[Order]) -> Report:

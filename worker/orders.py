@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.recipe import Recipe, parse_recipe
 from worker.collect import require_folder
-from worker.runner import Order
+from worker.order import Order
 from worker.work_files import ANSWERS_NAME, ARTIFACT_NAME
 
 #: Where all stages but the last make what the next one begins with.

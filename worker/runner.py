@@ -16,10 +16,10 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from engine.pipeline import Progress, compress
 from engine.sensitivities import measure
@@ -33,81 +33,27 @@ from jobs.recipe import Evaluate, Recipe, parse_recipe
 from jobs.report import Report
 from worker import inferring, program_tasks
 from worker.collect import MANIFEST_NAME
+from worker.order import Order, Task
 from worker.subjects import evaluated_opener
 from worker.work_files import (
+    AFTER_NAME,
     ANSWERS_NAME,
     ARTIFACT_NAME,
+    BEFORE_NAME,
+    CALIBRATED_NAME,
+    CALIBRATION_NAME,
+    DONE_NAME,
+    JOURNAL_NAME,
+    OUTPUTS_NAME,
     REPORT_NAME,
     SENSITIVITIES_NAME,
     VERIFICATION_NAME,
 )
 
-JOURNAL_NAME = "journal"
-#: What the original answers, for the artifact to be compared with.
-OUTPUTS_NAME = "outputs.safetensors"
-BEFORE_NAME = "before.json"
-AFTER_NAME = "after.json"
-#: What data decided about, and what was found on the way.
-CALIBRATED_NAME = "calibrated"
-CALIBRATION_NAME = "calibration.json"
-#: On which boot of the machine all of a stage was made.
-DONE_NAME = "done"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MOST_LOGGED = 4000
 
-Task = Literal[
-    "calibrate",
-    "compress",
-    "finetune",
-    "verify",
-    "run_original",
-    "run_artifact",
-    "infer",
-    "recheck",
-    "measure",
-]
 OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a runner is told.
-
-    Attributes:
-        model_folder: The model's files; read, never written.
-        work_folder: Where the artifact and the report go.
-        recipe: The recipe as plain values.
-        device: Where to compute.
-        idle_bytes: What the plan took an idle runner to hold; None where there was no plan.
-        task: `calibrate` takes the model through data and writes what these decide about;
-            `compress` makes an artifact and a report, and so does `finetune`; `verify` compares
-            both with the model; `run_original` and then `run_artifact` run them and measure how
-            they answer; `infer` runs a data set through the result and keeps the answers, `recheck`
-            some of it again; `measure` finds out what rounding and shrinking would lose.
-        dataset: The uploaded file that models are run on; None for random inputs.
-        artifact_folder: The artifact to run; None is the one in the work folder. What is measured
-            of another one is written beside it.
-        original_folder: The model that came in, where that is not the one to work on.
-        requests_folder: Where a file appears that asks for the end of a training; only read.
-        rounding: The recipe that rounds what this one trains, where training is to know of it.
-        steps_before: How many steps of the job's recipe were done when this one's begin.
-        steps_after: How many follow. What is made for those is kept for an attempt to come, which
-            then finds it done.
-    """
-
-    model_folder: str
-    work_folder: str
-    recipe: dict[str, Any]
-    device: Literal["cpu", "cuda"]
-    idle_bytes: int | None = None
-    task: Task = "compress"
-    dataset: str | None = None
-    artifact_folder: str | None = None
-    original_folder: str | None = None
-    requests_folder: str | None = None
-    rounding: dict[str, Any] | None = None
-    steps_before: int = 0
-    steps_after: int = 0
 
 
 def run(order: Order, pipe: int) -> None:

@@ -18,7 +18,7 @@ import psutil
 from jobs.problems import Problem
 from worker.confinement import Bounds
 from worker.descendants import descendants
-from worker.runner import Order
+from worker.order import Order
 from worker.sandbox import Sandbox
 
 #: What a runner may inherit: where programs and libraries are, and nothing secret.

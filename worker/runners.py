@@ -11,7 +11,7 @@ import structlog
 from jobs.problems import Problem
 from worker.confinement import Bounds
 from worker.inferring import most_answer_bytes
-from worker.runner import Order
+from worker.order import Order
 from worker.runner_process import Runner, Template, TemplateDiedError
 from worker.sandbox import Level, Place, Sandbox, find_level
 from worker.work_files import ANSWERS_NAME, ARTIFACT_NAME

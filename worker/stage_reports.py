@@ -7,8 +7,8 @@ from jobs.recipe import parse_recipe
 from jobs.report import Report
 from jobs.stage_reports import joined
 from worker.collect import read_calibration, read_report, read_verification
-from worker.runner import CALIBRATION_NAME, Order
-from worker.work_files import REPORT_NAME, VERIFICATION_NAME
+from worker.order import Order
+from worker.work_files import CALIBRATION_NAME, REPORT_NAME, VERIFICATION_NAME
 
 
 def read_stages(stages: Sequence[Order]) -> Report:

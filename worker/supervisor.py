@@ -43,8 +43,8 @@ from worker.inferring import Made, take_answers
 from worker.lease import Lease
 from worker.limits import Limits
 from worker.measuring import take_measured
+from worker.order import Order
 from worker.orders import answering_orders, making_orders, running_orders, stage_orders
-from worker.runner import Order
 from worker.runner_process import Runner
 from worker.runners import Runners, most_kept_bytes
 from worker.stage_reports import read_stages

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from engine.memory import resident_bytes
 from jobs.parent_death import end_with_parent
 from worker.confinement import Bounds, enter, give_up_power, limit
+from worker.order import Order
 from worker.seccomp import refuse_calls
 
 MAX_ORDER_BYTES = 4 * 1024**2
@@ -40,7 +41,7 @@ def serve(control: socket.socket, parent_pid: int, device: str) -> None:
         device: Where runners will compute; `cuda` has torch imported ahead.
     """
     end_with_parent(parent_pid)
-    from worker.runner import Order, run  # noqa: PLC0415 - after the parent is known to live
+    from worker.runner import run  # noqa: PLC0415 - after the parent is known to live
 
     if device == "cuda":
         import torch  # noqa: F401, PLC0415 - warm for the runners; CUDA itself stays untouched

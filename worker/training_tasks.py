@@ -9,7 +9,7 @@ from jobs.blobs import STOP_NAME
 from jobs.program import is_program
 from jobs.recipe import parse_recipe
 from jobs.report import Report
-from worker.runner import Order
+from worker.order import Order
 from worker.work_files import ARTIFACT_NAME, REPORT_NAME, VERIFICATION_NAME
 
 OnProgress = Callable[[Progress], None]

@@ -11,3 +11,13 @@ INFERENCE_NAME = "inference.json"
 RECHECK_NAME = "recheck.json"
 #: What rounding and shrinking would lose of the model.
 SENSITIVITIES_NAME = "sensitivities.json"
+JOURNAL_NAME = "journal"
+#: What the original answers, for the artifact to be compared with.
+OUTPUTS_NAME = "outputs.safetensors"
+BEFORE_NAME = "before.json"
+AFTER_NAME = "after.json"
+#: What data decided about, and what was found on the way.
+CALIBRATED_NAME = "calibrated"
+CALIBRATION_NAME = "calibration.json"
+#: On which boot of the machine all of a stage was made.
+DONE_NAME = "done"

@@ -12,8 +12,8 @@ from jobs.equal_jobs import answer
 from jobs.job import new_job_id
 from jobs.recipe import parse_recipe
 from tests.worker.conftest import LLAMA
+from worker.order import Order
 from worker.orders import making_orders
-from worker.runner import Order
 from worker.runners import most_written_bytes
 
 PRUNE = {"op": "prune", "sparsity": 0.5}

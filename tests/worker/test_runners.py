@@ -1,8 +1,8 @@
 import pytest
 
 from jobs.recipe import parse_recipe
+from worker.order import Order
 from worker.orders import making_orders
-from worker.runner import Order
 from worker.runners import most_kept_bytes
 
 MODEL_BYTES = 2**34
