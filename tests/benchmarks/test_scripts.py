@@ -84,6 +84,11 @@ def fill(page, script, options, rows):
             ("--layers", "1", "--batch", "2", "--steps", "1", "--share", "1.5", "--no-peer"),
             {"finetuning": ("plain PyTorch, the whole batch", "ours, a budget of 150%")},
         ),
+        (
+            "recovery",
+            ("--steps", "2", "--epochs", "1", "--rows", "16"),
+            {"recovery": ("as it came", "pruned", "pruned, taught by the model, w8a8")},
+        ),
     ],
 )
 def test_a_script_fills_the_tables_between_its_markers(tmp_path, script, options, rows):
@@ -118,6 +123,7 @@ def test_the_page_has_the_markers_of_every_script():
         "calibration-quality",
         "calibration-memory",
         "finetuning",
+        "recovery",
         "chaos",
         "chaos-plain",
         "engine",
