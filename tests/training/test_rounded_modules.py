@@ -17,6 +17,7 @@ from jobs.checkpoint import open_checkpoint
 from jobs.recipe import Recipe, parse_recipe
 from planning.load_template import load_state_dict
 from planning.plan import make_plan
+from tests.training.conftest import QUIET
 from training.fake_rounding import WeightRounding
 from training.opening import open_trainable
 from training.rounded_modules import RoundedModule, find_rounded, round_modules
@@ -35,7 +36,7 @@ def train(tmp_path, make_step):
         recipe = Recipe.model_construct(steps=(make_step(**plain | choices),))
         floats, artifact = tmp_path / f"{name}-floats", tmp_path / name
         place = Place(folder, folder, dataset, floats, tmp_path / f"{name}-scratch", "cpu")
-        training = finetune(place, recipe, lambda _told: None, rounding if is_aware else None)
+        training = finetune(place, recipe, QUIET, rounding if is_aware else None)
         artifact.mkdir()
         compress(floats, artifact, rounding, on_progress=lambda _: None)
         return training, floats, artifact
