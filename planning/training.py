@@ -14,8 +14,8 @@ _WIDTH_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
 _DEPTH_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 #: How often a layer's width is held for each token until its gradients are known.
 _WIDTHS_PER_LAYER = 34
-#: Of each token's logits: themselves, in float32, and their gradient.
-_LOGITS = 3
+#: Of each token's logits: themselves, in float32, their softmax, and their gradient.
+_LOGITS = 4
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 

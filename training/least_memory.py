@@ -58,22 +58,24 @@ def guess_least_bytes(
     return level_bytes + round(_MARGIN * (states + _FLOAT_BYTES * floats))
 
 
-def foresee_least_bytes(folder: Path, step: FinetuneStep) -> int:
+def foresee_least_bytes(folder: Path, step: FinetuneStep, level_bytes: int) -> int:
     """Guess the peak of a training that could not even open its model.
 
     Args:
         folder: The model's; its headers are read.
         step: Names the optimizer, and what may save memory.
+        level_bytes: What is held without the model, which may not be all that libraries take.
 
     Returns:
         Bytes of libraries, weights, gradients and states, in the smallest form that the step
         allows, and of a row of a folder's model.
     """
+    libraries = max(LIBRARY_BYTES, level_bytes)
     if not is_program(folder):
         checkpoint = open_checkpoint(folder)
         needed = least_training_bytes(checkpoint, step) + row_bytes(checkpoint, step)
-        return LIBRARY_BYTES + round(_MARGIN * needed)
+        return libraries + round(_MARGIN * needed)
     has_8bit = step.optimizer == "adamw" and "adamw8bit" in step.savings
     optimizer = "adamw8bit" if has_8bit else step.optimizer
     held = held_bytes(open_program(folder / PROGRAM_NAME), step, optimizer)
-    return LIBRARY_BYTES + round(_MARGIN * held)
+    return libraries + round(_MARGIN * held)

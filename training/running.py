@@ -123,7 +123,7 @@ def _open(folder: Path, place: Place, step: FinetuneStep, host: HostGauge) -> Tr
     opened: list[Trainable] = []
     if fits(lambda: opened.append(open_trainable(folder, place.dataset, step, place.device))):
         return opened[0]
-    smallest = host.budget_for(foresee_least_bytes(folder, step))
+    smallest = host.budget_for(foresee_least_bytes(folder, step, host.held_bytes()))
     raise Problem(
         "memory_budget_exceeded",
         "The libraries and the model's weights alone, four bytes for each that is trained, do not "
