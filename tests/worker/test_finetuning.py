@@ -98,7 +98,7 @@ def test_training_alone_gives_a_folder_that_opens_and_has_learnt(workshop, llama
 def test_a_model_that_is_killed_in_training_ends_as_one_that_was_not(
     workshop, llama, tokens, wait_until
 ):
-    recipe = {"steps": [PRUNE, finetune(tokens(), steps=200, micro_batch_size=4), INT8]}
+    recipe = {"steps": [PRUNE, finetune(tokens(), steps=120, micro_batch_size=4), INT8]}
     whole = workshop.run(llama, recipe)
     assert whole.state == "succeeded", whole.failure
     job_id = workshop.submit(llama, recipe)
