@@ -1,24 +1,29 @@
-"""How many rows fit into memory, from what one and two of them took."""
+"""How many rows fit into memory, from what fewer of them took."""
+
+import math
 
 
-def largest_micro_batch(one_bytes: int, two_bytes: int, limit_bytes: int, most: int) -> int:
+def largest_micro_batch(
+    smaller: tuple[int, int], larger: tuple[int, int], limit_bytes: int, most: int
+) -> int:
     """Fit memory = a + b * rows, and give the most rows that stay within a limit.
 
     Args:
-        one_bytes: The peak with one row.
-        two_bytes: The peak with two.
+        smaller: Rows that were tried, and their peak in bytes.
+        larger: More rows, and theirs.
         limit_bytes: What is not to be passed.
         most: How many rows there are at most.
 
     Returns:
         From 1 to `most`; 1 also where not even that stays within the limit, which the caller knows
-        from `one_bytes`.
+        from what was tried.
     """
-    per_row = two_bytes - one_bytes
+    rows, peak = larger
+    per_row = (peak - smaller[1]) / (rows - smaller[0])
     if per_row <= 0:
         # What a row adds is lost in what libraries keep for themselves: nothing limits them.
-        return most if one_bytes <= limit_bytes else 1
-    return max(1, min(most, 1 + (limit_bytes - one_bytes) // per_row))
+        return most if smaller[1] <= limit_bytes else 1
+    return max(1, min(most, rows + math.floor((limit_bytes - peak) / per_row)))
 
 
 def even_micro_batch(largest: int, rows: int) -> int:

@@ -1,7 +1,8 @@
 """How many rows are in memory at one time, and what saves memory, found by trying before training.
 
-A forward and a backward of one row and of two, the longest there are, tell what a row takes; what
-fits follows from that. Where not even one row does, the next saving is turned on.
+A forward and a backward of one row and of two, the longest there are, and of twice as many for as
+long as these should fit, tell what a row takes; what fits follows from that. Where not even one row
+does, the next saving is turned on.
 """
 
 from collections.abc import Mapping
@@ -201,10 +202,36 @@ class Settler:
         two = self._peak_bytes(2, savings) if can_two_fit else None
         if two is None:
             return 1 if wanted == "auto" else None
-        size = largest_micro_batch(one, two, self._gauge.limit_bytes, most)
+        size = self._most_that_fit((1, one), (2, two), most, savings)
         if wanted != "auto":
             return wanted if size >= wanted else None
         return even_micro_batch(size, self._step.batch_size)
+
+    def _most_that_fit(
+        self,
+        smaller: tuple[int, int],
+        larger: tuple[int, int],
+        most: int,
+        savings: tuple[str, ...],
+    ) -> int:
+        """Double the rows until they are nearly as many as fit, by what the last two tries took.
+
+        One line through few rows would not do: more of them have larger tensors, which are kept and
+        given back in other ways.
+        """
+        limit = self._gauge.limit_bytes
+        while True:
+            rows, held = larger
+            size = largest_micro_batch(smaller, larger, limit, most)
+            # Where half of the room should do for all of them, nothing needs to be known better.
+            half = held + (limit - held) // 2
+            is_plenty = largest_micro_batch(smaller, larger, half, most) == most
+            if is_plenty or size < 2 * rows or 2 * rows >= most:
+                return size
+            peak = self._peak_bytes(2 * rows, savings)
+            if peak is None:
+                return rows
+            smaller, larger = larger, (2 * rows, peak)
 
     def _peak_bytes(self, rows: int, savings: tuple[str, ...]) -> int | None:
         return self._prober.probe(rows, savings, self._parameters).peak_bytes

@@ -6,12 +6,13 @@ from training.fitting import even_micro_batch, largest_micro_batch
 SIZES = st.integers(1, 4096)
 
 
-@given(st.integers(0, 10**10), st.integers(1, 10**9), st.integers(0, 2 * 10**10), SIZES)
-def test_the_largest_micro_batch_fits_and_one_more_would_not(fixed, per_row, limit, most):
+@given(st.integers(0, 10**10), st.integers(1, 10**9), st.integers(0, 2 * 10**10), SIZES, SIZES)
+def test_the_largest_micro_batch_fits_and_one_more_would_not(fixed, per_row, limit, most, tried):
     def peak(rows):
         return fixed + per_row * rows
 
-    found = largest_micro_batch(peak(1), peak(2), limit, most)
+    tries = ((tried, peak(tried)), (2 * tried, peak(2 * tried)))
+    found = largest_micro_batch(*tries, limit, most)
 
     assert 1 <= found <= most
     assert found == 1 or peak(found) <= limit
@@ -19,8 +20,8 @@ def test_the_largest_micro_batch_fits_and_one_more_would_not(fixed, per_row, lim
 
 
 def test_rows_that_add_nothing_that_can_be_measured_are_limited_by_nothing():
-    assert largest_micro_batch(100, 100, 120, 64) == 64
-    assert largest_micro_batch(130, 100, 120, 64) == 1
+    assert largest_micro_batch((1, 100), (2, 100), 120, 64) == 64
+    assert largest_micro_batch((1, 130), (2, 100), 120, 64) == 1
 
 
 @given(SIZES, SIZES)

@@ -74,8 +74,8 @@ def test_as_many_rows_as_fit_are_in_memory_and_split_evenly():
 
     # Ten fit; four times eight need no more passes.
     assert (setting.micro_batch_size, setting.savings) == (8, ())
-    assert [d.micro_batch_size for d in setting.decisions] == [1, 2]
-    assert [d.peak_bytes for d in setting.decisions] == [200, 300]
+    assert [d.micro_batch_size for d in setting.decisions] == [1, 2, 4, 8]
+    assert [d.peak_bytes for d in setting.decisions] == [200, 300, 500, 900]
 
 
 def test_where_no_row_fits_activations_are_computed_again():
