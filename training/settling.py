@@ -223,9 +223,9 @@ class Settler:
         while True:
             rows, held = larger
             size = largest_micro_batch(smaller, larger, limit, most)
-            # Where half of the room should do for all of them, nothing needs to be known better.
-            half = held + (limit - held) // 2
-            is_plenty = largest_micro_batch(smaller, larger, half, most) == most
+            # Where a quarter of the room should do for all, nothing needs to be known better.
+            quarter = held + (limit - held) // 4
+            is_plenty = largest_micro_batch(smaller, larger, quarter, most) == most
             if is_plenty or size < 2 * rows or 2 * rows >= most:
                 return size
             peak = self._peak_bytes(2 * rows, savings)
