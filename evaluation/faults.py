@@ -1,13 +1,22 @@
 """Whose fault it is where the libraries raise: what strangers upload makes them raise anything."""
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from safetensors import SafetensorError
 
 from jobs.problems import Problem
 
 _MOST_QUOTED = 300
-#: How torch, its libraries and C++ say that memory is used up, on the host and on a device.
-_OUT_OF_MEMORY = ("not enough memory", "allocate memory", "bad_alloc", "out of memory")
+#: How torch, its libraries, C++ and the linker say that memory is used up, here and on a device.
+_OUT_OF_MEMORY = (
+    "not enough memory",
+    "allocate memory",
+    "bad_alloc",
+    "out of memory",
+    "failed to map segment",
+)
 
 
 @contextmanager
@@ -23,7 +32,7 @@ def blamed_on(code: str, what: str | Callable[[], str]) -> Iterator[None]:
 
     Raises:
         Problem: What the block raised, if it was no `Problem` itself.
-        MemoryError: There was no memory left, which torch says in words.
+        MemoryError: There was no memory left, however that was said.
     """
     try:
         yield
@@ -38,8 +47,15 @@ def blamed_on(code: str, what: str | Callable[[], str]) -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that memory is used up, which torch says in words."""
+    """Tell whether an error says that memory is used up.
+
+    torch says it in words, and so does safetensors, which raises a class of its own; the system
+    says it by number where not even what a call needs, such as the reading of a folder, is left;
+    and Python by the name of a library that it had no room to load.
+    """
     if isinstance(error, MemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    is_of_libraries = isinstance(error, RuntimeError | ImportError | SafetensorError)
+    return is_of_libraries and any(words in str(error) for words in _OUT_OF_MEMORY)

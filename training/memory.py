@@ -79,8 +79,13 @@ class HostGauge:
         allowed = budget_bytes or level_bytes() + int(_FREE_SHARE * free_bytes())
         self.limit_bytes = allowed - _reserve_bytes(allowed)
         self._meter = PeakMeter()
+        self._limits_before = resource.getrlimit(resource.RLIMIT_DATA)
         if self._capped_bytes is not None:
             _cap(self._capped_bytes)
+
+    def let_go(self) -> None:
+        """Have the kernel refuse no more than it did before: what follows has to be told."""
+        resource.setrlimit(resource.RLIMIT_DATA, self._limits_before)
 
     def tighten(self) -> None:
         """Have the kernel count anew, when libraries and model are in memory: their files too."""
@@ -187,7 +192,7 @@ def fits(work: Callable[[], None]) -> bool:
     """Do something, and say whether memory sufficed; what it held is let go either way."""
     try:
         work()
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
         has_fit = False

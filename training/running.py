@@ -75,11 +75,21 @@ def finetune(
         Problem: `finetune_unsupported`, `invalid_dataset`, `memory_budget_exceeded`,
             `training_diverged`, `nothing_changed`, `non_finite_weight`, `unknown_architecture`.
     """
+    host = HostGauge(recipe.budget.host_memory, is_capped=place.device == "cpu")
+    try:
+        return _train(place, recipe, watcher, rounding, host)
+    finally:
+        # What went wrong has to be told, and the next step to be begun.
+        host.let_go()
+
+
+def _train(
+    place: Place, recipe: Recipe, watcher: Watcher, rounding: Recipe | None, host: HostGauge
+) -> Training:
     started = time.perf_counter()
     step = recipe.finetune_step
     if step is None:
         raise Problem("internal_error", "The recipe has no finetune step.")
-    host = HostGauge(recipe.budget.host_memory, is_capped=place.device == "cpu")
     place.scratch.mkdir(exist_ok=True)
     row_folder = _emptied(place.scratch / "rows")
     taught = _teach(place, step, row_folder, host) if step.distill else None
@@ -123,6 +133,8 @@ def _open(folder: Path, place: Place, step: FinetuneStep, host: HostGauge) -> Tr
     opened: list[Trainable] = []
     if fits(lambda: opened.append(open_trainable(folder, place.dataset, step, place.device))):
         return opened[0]
+    # Reading the model's headers takes memory too.
+    host.let_go()
     smallest = host.budget_for(foresee_least_bytes(folder, step, host.held_bytes()))
     raise Problem(
         "memory_budget_exceeded",

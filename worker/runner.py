@@ -76,15 +76,9 @@ def run(order: Order, pipe: int) -> None:
         _TASKS[order.task](order, on_progress)
     except Problem as problem:
         _send(pipe, {"problem": problem.to_dict()})
-    except OSError as error:
-        _send(pipe, {"log": traceback.format_exc()[-_MOST_LOGGED:]})
-        _send(pipe, {"problem": Problem.from_os_error(error).to_dict()})
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must learn of it
         _send(pipe, {"log": traceback.format_exc()[-_MOST_LOGGED:]})
-        unexpected = Problem("internal_error", f"The runner raised {type(error).__name__}.")
-        if is_out_of_memory(error):
-            unexpected = _out_of_memory(order.recipe)
-        _send(pipe, {"problem": unexpected.to_dict()})
+        _send(pipe, {"problem": _named(error, order.recipe).to_dict()})
     else:
         _send(pipe, {"done": True})
 
@@ -295,6 +289,14 @@ _TASKS: dict[Task, Callable[[Order, OnProgress], None]] = {
     "recheck": partial(_answer, act=inferring.recheck),
     "measure": _measure,
 }
+
+
+def _named(error: Exception, recipe: dict[str, Any]) -> Problem:
+    if is_out_of_memory(error):
+        return _out_of_memory(recipe)
+    if isinstance(error, OSError):
+        return Problem.from_os_error(error)
+    return Problem("internal_error", f"The runner raised {type(error).__name__}.")
 
 
 def _out_of_memory(recipe: dict[str, Any]) -> Problem:

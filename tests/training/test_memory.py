@@ -32,6 +32,8 @@ except RuntimeError as error:
     assert "size" in str(error)
 else:
     raise AssertionError("another error was taken for a lack of memory")
+gauge.let_go()
+torch.ones(200 * MB).sum()
 print("well")
 """
 
