@@ -12,6 +12,7 @@ Saving = Literal[
     "activation_checkpointing",
     "adamw8bit",
     "lora",
+    "offload_optimizer",
     "optimizer_in_backward",
 ]
 SAVINGS: tuple[Saving, ...] = (
@@ -19,6 +20,7 @@ SAVINGS: tuple[Saving, ...] = (
     "activation_checkpointing",
     "adamw8bit",
     "lora",
+    "offload_optimizer",
     "optimizer_in_backward",
 )
 
@@ -86,12 +88,14 @@ class FinetuneStep(Strict):
             "return_freed_memory",
             "activation_checkpointing",
             "adamw8bit",
+            "offload_optimizer",
             "optimizer_in_backward",
         ),
         max_length=len(SAVINGS),
         description="What may be turned on, in this order, where a single row does not fit the "
         "budget otherwise. `lora` trains other weights, so it is not unless it is named; "
-        "`optimizer_in_backward` is only where it changes nothing: one row a step, never clipped.",
+        "`offload_optimizer` is only on a GPU, and `optimizer_in_backward` only where it changes "
+        "nothing: one row a step, never clipped.",
     )
     distill: float = Field(
         0.0,

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from training.offloading import bring_states_with_each_step, to_host
 from training.pieces import flat, is_dense, pieces
 
 #: Elements that share a scale.
@@ -51,6 +52,8 @@ class AdamW8bit(torch.optim.Optimizer):
         eps: Added to the root of the second moment.
         weight_decay: Times the learning rate, the part of a weight that a step takes from it.
         whole: Those among the parameters that keep moments of 32 bits, whatever their size.
+        is_offloaded: Whether states are in the host's memory, and on the device for each
+            parameter's step only.
 
     Raises:
         ValueError: A parameter has gaps, as an expanded one has.
@@ -65,6 +68,7 @@ class AdamW8bit(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         *,
         whole: Collection[torch.nn.Parameter] = (),
+        is_offloaded: bool = False,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
@@ -74,7 +78,10 @@ class AdamW8bit(torch.optim.Optimizer):
                 if not is_dense(parameter):
                     raise ValueError(f"a parameter of {list(parameter.shape)} has gaps in memory")
                 is_whole = parameter.numel() < LEAST_ELEMENTS or id(parameter) in wholes
-                self.state[parameter] = _zero_moments(parameter, is_whole=is_whole)
+                state = _zero_moments(parameter, is_whole=is_whole)
+                self.state[parameter] = to_host(state) if is_offloaded else state
+        if is_offloaded:
+            bring_states_with_each_step(self)
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override] # no closure, and so no loss

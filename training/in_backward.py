@@ -57,6 +57,25 @@ def stepping_in_backward(
             hook.remove()
 
 
+def step_parameter(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.nn.Parameter
+) -> None:
+    """Do one parameter's part of a step.
+
+    Args:
+        optimizer: Has the parameter.
+        group: That of the optimizer's groups which it is in.
+        parameter: It has a gradient, or nothing is done.
+    """
+    groups = optimizer.param_groups
+    # The optimizer looks at all of its parameters, for each of them, unless it is shown but one.
+    optimizer.param_groups = [{**group, "params": [parameter]}]
+    try:
+        optimizer.step()
+    finally:
+        optimizer.param_groups = groups
+
+
 def _step(
     optimizer: torch.optim.Optimizer,
     group: dict[str, Any],
@@ -65,11 +84,5 @@ def _step(
 ) -> None:
     """Do one parameter's part of a step, and free its gradient."""
     prepare(parameter)
-    groups = optimizer.param_groups
-    # The optimizer looks at all of its parameters, for each of them, unless it is shown but one.
-    optimizer.param_groups = [{**group, "params": [parameter]}]
-    try:
-        optimizer.step()
-    finally:
-        optimizer.param_groups = groups
+    step_parameter(optimizer, group, parameter)
     parameter.grad = None

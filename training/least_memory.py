@@ -51,6 +51,8 @@ def guess_least_bytes(
     whole = sum(sizes[name] for name in embeddings if name in sizes)
     states = _STATE_BYTES[optimizer] * (sum(sizes.values()) - whole)
     states += _STATE_BYTES["adamw" if has_8bit else optimizer] * whole
+    if "offload_optimizer" in savings:
+        states = _STATE_BYTES["adamw"] * max(sizes.values(), default=0)
     gradients = 0 if "optimizer_in_backward" in savings else sum(sizes.values())
     classes = max((len(p) for p in parameters.values() if p.ndim > 1), default=0)
     floats = gradients + _GRADIENTS_AT_ONCE * max(sizes.values(), default=0)

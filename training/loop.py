@@ -22,6 +22,7 @@ from training.in_backward import stepping_in_backward
 from training.masks import hold_zeros
 from training.memory import fits
 from training.objectives import Task, loss_sum, task_of
+from training.offloading import step_by_parameter
 from training.rows import RowStore
 from training.schedules import learning_rate_at
 from training.settling import Setting
@@ -220,7 +221,10 @@ class Loop:
         if self.step.max_grad_norm is not None:
             parameters = list(self.parameters.values())
             torch.nn.utils.clip_grad_norm_(parameters, self.step.max_grad_norm, foreach=False)
-        self.setting.optimizer.step()
+        if "offload_optimizer" in self.setting.savings:
+            step_by_parameter(self.setting.optimizer)
+        else:
+            self.setting.optimizer.step()
         self._zero()
 
     def _zero(self) -> None:

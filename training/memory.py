@@ -35,9 +35,11 @@ class MemoryGauge(Protocol):
 
     Attributes:
         limit_bytes: What peaks are to stay below.
+        has_host_beside: Whether there is other memory, which has more room.
     """
 
     limit_bytes: int
+    has_host_beside: bool
 
     def reset(self) -> None:
         """Forget the peak."""
@@ -68,9 +70,11 @@ class HostGauge:
 
     Attributes:
         limit_bytes: The budget less a reserve.
+        has_host_beside: Whether the host's memory is another one.
     """
 
     limit_bytes: int
+    has_host_beside = False
 
     def __init__(self, budget_bytes: int | None, *, is_capped: bool = True) -> None:
         _start_threads()
@@ -132,9 +136,11 @@ class DeviceGauge:
 
     Attributes:
         limit_bytes: The budget less a reserve.
+        has_host_beside: Whether the host's memory is another one.
     """
 
     limit_bytes: int
+    has_host_beside = True
 
     def __init__(self, budget_bytes: int | None) -> None:
         free, total = torch.cuda.mem_get_info()

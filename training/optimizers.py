@@ -10,6 +10,7 @@ import torch
 
 from jobs.finetuning import FinetuneStep
 from training.adamw8bit import AdamW8bit
+from training.offloading import bring_states_with_each_step, to_host
 
 _State = dict[str, torch.Tensor]
 
@@ -20,6 +21,7 @@ def build_optimizer(
     *,
     has_8bit_states: bool,
     embeddings: Collection[str] = (),
+    is_offloaded: bool = False,
 ) -> torch.optim.Optimizer:
     """Make the optimizer of a step.
 
@@ -29,6 +31,8 @@ def build_optimizer(
         has_8bit_states: Whether the moments of AdamW take a byte each, also where the step says
             `adamw`.
         embeddings: Names of those whose moments take 32 bits all the same: `embedding_names`.
+        is_offloaded: Whether states are in the host's memory, and on the device for each
+            parameter's step only: `training.offloading`.
 
     Returns:
         It, with all of its states allocated, their pages touched, and zero: the next step is the
@@ -51,10 +55,14 @@ def build_optimizer(
             lr=step.learning_rate,
             weight_decay=step.weight_decay,
             whole=whole,
+            is_offloaded=is_offloaded,
         )
     optimizer = _plain_optimizer(list(trained.values()), step)
     for parameter in trained.values():
-        optimizer.state[parameter] = _zero_state(parameter, step)
+        state = _zero_state(parameter, step)
+        optimizer.state[parameter] = to_host(state) if is_offloaded else state
+    if is_offloaded:
+        bring_states_with_each_step(optimizer)
     return optimizer
 
 

@@ -8,6 +8,7 @@ from jobs.finetuning import FinetuneStep
 from jobs.training import Decision
 from training.memory import MemoryGauge, OutOfMemory, peak_of
 from training.objectives import loss_sum, task_of
+from training.offloading import room_for_states
 from training.trainables import Trainable
 
 #: Gives so many of the longest rows, as a batch.
@@ -57,8 +58,9 @@ class Prober:
         """
         peak = None
         # Where a step follows each gradient at once, each is let go at once.
+        follow = _take_room_and_forget if "offload_optimizer" in savings else _forget
         hooks = [
-            parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(follow)  # type: ignore[no-untyped-call]
             for parameter in parameters.values()
             if "optimizer_in_backward" in savings
         ]
@@ -134,6 +136,11 @@ class Prober:
         loss = loss_sum(self._trainable.objective, logits, task, self._step) / max(1, task.count)
         del logits
         loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _take_room_and_forget(parameter: torch.Tensor) -> None:
+    room_for_states(parameter)
+    _forget(parameter)
 
 
 def _forget(parameter: torch.Tensor) -> None:

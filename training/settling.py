@@ -17,6 +17,7 @@ from training.fitting import even_micro_batch, largest_micro_batch
 from training.in_backward import is_exact
 from training.least_memory import guess_least_bytes
 from training.memory import MemoryGauge, fits
+from training.offloading import room_for_states
 from training.optimizers import build_optimizer, embedding_names
 from training.probing import LongestRows, Prober
 from training.trainables import Trainable
@@ -151,11 +152,15 @@ class Settler:
                     self._step,
                     has_8bit_states=has_8bit,
                     embeddings=embedding_names(self._trainable.module),
+                    is_offloaded="offload_optimizer" in savings,
                 )
             )
             if "optimizer_in_backward" not in savings:
                 for parameter in self._parameters.values():
                     parameter.grad = torch.zeros_like(parameter)
+            if "offload_optimizer" in savings:
+                # Nothing is tried of a step, which needs this room for each of them in turn.
+                room_for_states(max(self._parameters.values(), key=torch.numel))
 
         if fits(begin):
             return made[0]
@@ -183,6 +188,8 @@ class Settler:
             adapted = None if self._step.method == "lora" else self._trainable.adapt(self._step)
             self._parameters = adapted or self._parameters
             return adapted is not None
+        if saving == "offload_optimizer":
+            return self._gauge.has_host_beside
         if saving == "optimizer_in_backward":
             # Not one row fits otherwise, so rows come one by one.
             return is_exact(self._step, self._step.batch_size)

@@ -18,7 +18,7 @@ from benchmarks.stopwatch import Stopwatch
 _SCHEMES = {"w8a16": "W8A16", "w8a8": "INT8"}
 RECIPES = {
     "wanda 50 %": lambda: WandaPruningModifier(
-        sparsity=0.5, targets=["Linear"], ignore=["lm_head"]
+        sparsity=0.5, targets=["Linear"], ignore=["re:.*lm_head"]
     ),
     **{
         f"{scheme}, nearest": lambda scheme=scheme: QuantizationModifier(

@@ -16,6 +16,7 @@ class Bench:
     name = "A model"
     objective = "classification"
     frozen_statistics = 0
+    has_host_beside = False
 
     def __init__(self, limit_bytes, fixed_bytes=0, *, can_checkpoint=True):
         self.module = torch.nn.Linear(4, 3)
@@ -94,6 +95,14 @@ def test_a_saving_that_the_model_has_not_is_left_out():
     assert "with adamw8bit turned on it was 100 bytes" in caught.value.detail
     assert caught.value.extra["smallest_bytes"] == 100
     assert settle(Bench(limit_bytes=100, can_checkpoint=False), batch_size=8).savings == ()
+
+
+def test_states_go_to_the_host_where_it_has_memory_of_its_own():
+    bench = Bench(limit_bytes=90, can_checkpoint=False)
+    bench.has_host_beside = True
+
+    with pytest.raises(Problem, match="with adamw8bit, offload_optimizer turned on"):
+        settle(bench, batch_size=8)
 
 
 def test_a_size_that_was_asked_for_is_taken_or_refused():
