@@ -47,6 +47,11 @@ def level_bytes() -> int:
     return _status("VmRSS")
 
 
+def anonymous_bytes() -> int:
+    """Give what of the resident memory is no file's."""
+    return _status("RssAnon")
+
+
 def free_bytes() -> int:
     """Give how much memory the machine could still hand out."""
     return _field("/proc/meminfo", "MemAvailable")

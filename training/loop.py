@@ -164,9 +164,12 @@ class Loop:
     def _halve(self) -> None:
         """Take half of the rows at a time, after memory ran out all the same."""
         if self.setting.micro_batch_size == 1:
+            smallest = self.setting.larger_budget
             raise Problem(
                 "memory_budget_exceeded",
-                "Memory ran out with one row at a time. Raise the budget or lower max_length.",
+                "Memory ran out with one row at a time, although it had been found to fit. A budget "
+                f"of {smallest} should do; or lower max_length.",
+                extra={"smallest_bytes": smallest},
             )
         self.setting = self.setting.halved()
         # An attempt to come takes them up from there.

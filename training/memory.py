@@ -17,7 +17,13 @@ from evaluation.freed_memory import (
     give_freed_memory_back,
     keep_freed_memory,
 )
-from evaluation.resident import PeakMeter, free_bytes, level_bytes, writable_bytes
+from evaluation.resident import (
+    PeakMeter,
+    anonymous_bytes,
+    free_bytes,
+    level_bytes,
+    writable_bytes,
+)
 
 #: What is left of a limit for what no probe sees: libraries' own memory, files that are read.
 _RESERVE_BYTES = 24 * 1024**2
@@ -84,8 +90,10 @@ class HostGauge:
         self.limit_bytes = allowed - _reserve_bytes(allowed)
         self._meter = PeakMeter()
         self._limits_before = resource.getrlimit(resource.RLIMIT_DATA)
+        # Of stacks, and more that stays as it is: not of holes that a heap has later on.
+        self._untouched_bytes = writable_bytes() - anonymous_bytes()
         if self._capped_bytes is not None:
-            _cap(self._capped_bytes)
+            self._cap(self._capped_bytes)
 
     def let_go(self) -> None:
         """Have the kernel refuse no more than it did before: what follows has to be told."""
@@ -94,7 +102,7 @@ class HostGauge:
     def tighten(self) -> None:
         """Have the kernel count anew, when libraries and model are in memory: their files too."""
         if self._capped_bytes is not None:
-            _cap(self._capped_bytes - _reserve_bytes(self._capped_bytes) // 2)
+            self._cap(self._capped_bytes - _reserve_bytes(self._capped_bytes) // 2)
 
     def reset(self) -> None:
         """Forget the peak."""
@@ -126,6 +134,18 @@ class HostGauge:
         give_freed_memory_back()
         self.tighten()
         return True
+
+    def _cap(self, budget_bytes: int) -> None:
+        """Have the kernel refuse memory beyond a budget, so that what does not fit fails by itself.
+
+        The kernel counts what a process may write to, touched or not, and no files.
+        """
+        files = level_bytes() - anonymous_bytes()
+        wanted = max(0, budget_bytes - files) + self._untouched_bytes
+        _, hard = self._limits_before
+        if hard != resource.RLIM_INFINITY:
+            wanted = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
 
 
 class DeviceGauge:
@@ -220,17 +240,3 @@ def _start_threads() -> None:
 
 def _reserve_bytes(allowed: int) -> int:
     return min(_RESERVE_BYTES + int(_RESERVE_SHARE * allowed), allowed // 4)
-
-
-def _cap(budget_bytes: int) -> None:
-    """Have the kernel refuse memory beyond a budget, so that what does not fit fails by itself.
-
-    The kernel counts what a process may write to, touched or not, and no files; so the limit is
-    what is counted now and what resident memory may still grow by.
-    """
-    room = max(0, budget_bytes - level_bytes())
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = writable_bytes() + room
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))

@@ -25,6 +25,8 @@ from training.trainables import Trainable
 #: What is guessed from shorter rows is guessed with a margin, and not from very short ones.
 _MARGIN = 1.1
 _LEAST_TOKENS = 16
+#: A budget that is named is so much more than the one in which not one row was found to fit.
+_LEAST_MORE = 1.02
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Setting:
         parameters: What is trained, by name.
         optimizer: Holds its states already.
         decisions: What was tried.
+        larger_budget: One to name where not one row fits any more, in bytes.
     """
 
     micro_batch_size: int
@@ -44,6 +47,7 @@ class Setting:
     parameters: Mapping[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     decisions: tuple[Decision, ...]
+    larger_budget: int
 
     def halved(self) -> "Setting":
         """Give the same with half of the rows at a time, after memory ran out all the same."""
@@ -93,7 +97,6 @@ class Settler:
         Raises:
             Problem: `memory_budget_exceeded`: no row fits, whatever is turned on.
         """
-        self._gauge.keep_freed_memory()
         savings: tuple[str, ...] = ()
         waiting: list[str] = [*self._step.savings]
         while True:
@@ -126,7 +129,6 @@ class Settler:
         Raises:
             Problem: `memory_budget_exceeded`: states and gradients do not fit any more.
         """
-        self._gauge.keep_freed_memory()
         for saving in savings:
             self._turn_on(saving)
         optimizer = self._begin(savings)
@@ -138,7 +140,9 @@ class Settler:
     def _setting(
         self, size: int, savings: tuple[str, ...], optimizer: torch.optim.Optimizer
     ) -> Setting:
-        return Setting(size, savings, self._parameters, optimizer, tuple(self._prober.decisions))
+        larger = self._gauge.budget_for(round(_MARGIN * self._gauge.limit_bytes))
+        decisions = tuple(self._prober.decisions)
+        return Setting(size, savings, self._parameters, optimizer, decisions, larger)
 
     def _begin(self, savings: tuple[str, ...]) -> torch.optim.Optimizer | None:
         """Put states and gradients into memory; None where there is no room for them."""
@@ -162,10 +166,15 @@ class Settler:
                 # Nothing is tried of a step, which needs this room for each of them in turn.
                 room_for_states(max(self._parameters.values(), key=torch.numel))
 
-        if fits(begin):
-            return made[0]
-        self._prober.decide(1, savings, None)
-        return None
+        # What stays for as long as training does is no part of a heap, in which it would leave holes
+        # where it is let go of.
+        self._gauge.return_freed_memory()
+        if not fits(begin):
+            self._prober.decide(1, savings, None)
+            return None
+        if "return_freed_memory" not in savings:
+            self._gauge.keep_freed_memory()
+        return made[0]
 
     def _let_go(self) -> None:
         for parameter in self._parameters.values():
@@ -245,21 +254,31 @@ class Settler:
 
     def _least_bytes(self, savings: tuple[str, ...]) -> int:
         """Give about what one row takes at its peak, from what parts of it take, or guessed."""
-        if self._prober.decisions[-1].peak_bytes is not None:
-            return self._prober.decisions[-1].peak_bytes
+        tried = self._prober.decisions[-1]
+        if tried.peak_bytes is not None:
+            return tried.peak_bytes
         row = self._longest_rows(1)
         tokens = row["input_ids"].shape[1] if "input_ids" in row else 1
         held = self._gauge.held_bytes() + self._trainable.rounding_bytes
-        if self._begin(savings) is not None and tokens >= _LEAST_TOKENS:
-            peaks = [
-                self._prober.peak_of_part(row, tokens, length)
-                for length in (tokens // 4, tokens // 2)
-            ]
-            if None not in peaks:
-                quarter, half = (peak or 0 for peak in peaks)
-                return round(half + _MARGIN * (half - quarter) * 2)
-        embeddings = embedding_names(self._trainable.module)
-        return guess_least_bytes(held, self._parameters, embeddings, self._step, savings, tokens)
+        least = self._least_by_parts(savings, row, tokens)
+        # What is as large in every part of a row, such as a gradient, hides what grows with it.
+        if least <= tried.limit_bytes:
+            names = embedding_names(self._trainable.module)
+            least = guess_least_bytes(held, self._parameters, names, self._step, savings, tokens)
+        return max(least, round(_LEAST_MORE * tried.limit_bytes))
+
+    def _least_by_parts(
+        self, savings: tuple[str, ...], row: Mapping[str, torch.Tensor], tokens: int
+    ) -> int:
+        """Give about what a row takes, from what a quarter and half of it do; 0 where they fail."""
+        if self._begin(savings) is None or tokens < _LEAST_TOKENS:
+            return 0
+        quarter, half = (
+            self._prober.peak_of_part(row, tokens, length) for length in (tokens // 4, tokens // 2)
+        )
+        if quarter is None or half is None:
+            return 0
+        return round(half + _MARGIN * (half - quarter) * 2)
 
     def _refusal(self, least_bytes: int) -> Problem:
         tried = self._prober.decisions[-1]

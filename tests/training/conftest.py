@@ -151,7 +151,7 @@ def make_loop(tmp_path):
         return Loop(
             trainable, tuple(sparse), step,
             Rows(store, 0, RowOrder(len(store), step.batch_size, step.seed)),
-            Setting(micro_batch_size, (), parameters, optimizer, ()),
+            Setting(micro_batch_size, (), parameters, optimizer, (), 0),
             step.steps or 1, Record("job"),
         )  # fmt: skip
 

@@ -65,3 +65,41 @@ def test_all_threads_run_before_memory_is_refused_which_would_end_the_process():
     )
 
     assert child.stdout == "well\n", child.stderr
+
+
+HOLES = """
+import torch
+from evaluation.resident import PeakMeter, level_bytes
+from training.memory import HostGauge, fits
+
+MB = 10**6
+meter = PeakMeter()
+budget = level_bytes() + 700 * MB
+gauge = HostGauge(budget)
+gauge.keep_freed_memory()
+held = [torch.ones(2 * MB) for _ in range(70)]
+# The last one stays above all that is let go of, so the heap keeps its size, with a hole in it.
+del held[:-1]
+gauge.return_freed_memory()
+assert level_bytes() < budget - 550 * MB, "what was let go of is still there"
+more = []
+
+def take():
+    while True:
+        more.append(torch.ones(MB // 8))
+
+assert not fits(take)
+del more[:]
+assert not fits(lambda: torch.ones(175 * MB))
+peak = meter.take()
+assert peak <= budget, (peak, budget)
+print("well")
+"""
+
+
+def test_a_hole_in_the_heap_is_no_room_beyond_the_budget():
+    child = subprocess.run(
+        [sys.executable, "-c", HOLES], capture_output=True, text=True, check=False, timeout=120
+    )
+
+    assert child.stdout == "well\n", child.stderr
