@@ -10,7 +10,11 @@ from planning.memory_model import Levels
 from planning.module_kinds import ModuleKinds
 from planning.plan import Plan, make_plan
 from planning.prediction import Prediction, joined, predict
-from planning.running import evaluating_bytes, least_evaluating_bytes
+from planning.running import (
+    evaluating_bytes,
+    least_evaluating_bytes,
+    sufficient_evaluating_bytes,
+)
 from planning.shrinking import shrink
 
 
@@ -44,10 +48,12 @@ def predict_folder_stages(
         current = _made_by(plan)
     whole = joined(predicted)
     held, least = evaluating_bytes(checkpoint, recipe), least_evaluating_bytes(checkpoint, recipe)
+    sufficient = sufficient_evaluating_bytes(checkpoint, recipe)
     return replace(
         whole,
         host_peak_bytes=max(whole.host_peak_bytes, held),
         least_host_bytes=max(whole.least_host_bytes, least),
+        sufficient_host_bytes=max(whole.sufficient_host_bytes, sufficient),
     )
 
 

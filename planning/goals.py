@@ -131,7 +131,9 @@ def unreachable(tried: Sequence[Suggestion], goal: Goal) -> Problem:
         return _too_large(min(tried, key=lambda one: (one.artifact_bytes, one.loss)), goal)
     fitting = [one for one in small if fits(one)]
     if not fitting:
-        return _too_hungry(min(small, key=lambda one: one.made.prediction.least_host_bytes), goal)
+        return _too_hungry(
+            min(small, key=lambda one: one.made.prediction.sufficient_host_bytes), goal
+        )
     nearest = min(fitting, key=lambda one: one.loss)
     detail = f"max_loss is {goal.max_loss:g}, and the least is {nearest.loss:.3g}"
     return _nearest(nearest, nearest.recipe, detail, "max_loss", {})
@@ -152,7 +154,7 @@ def _too_large(nearest: Suggestion, goal: Goal) -> Problem:
 
 
 def _too_hungry(nearest: Suggestion, goal: Goal) -> Problem:
-    least = nearest.made.prediction.least_host_bytes
+    least = nearest.made.prediction.sufficient_host_bytes
     budget = nearest.recipe.budget.model_copy(update={"host_memory": least})
     recipe = nearest.recipe.model_copy(update={"budget": budget})
     detail = f"host_memory is {goal.host_memory}, and the least is {least} bytes"

@@ -60,7 +60,10 @@ def predict_inference(
     libraries = _LIBRARY_BYTES if isinstance(model, Checkpoint) else _PROGRAM_LIBRARY_BYTES
     libraries += _PARQUET_BYTES if step.format == "parquet" else 0
     least = levels.idle_bytes + libraries + weights
-    about = least + round(_SHARE_ON_TOP * weights) + _batch_bytes(config, step, output)
+    loaded = least + round(_SHARE_ON_TOP * weights)
+    rows_at_once = None if step.batch_size == "auto" else step.batch_size
+    about = loaded + _batch_bytes(config, step, output, rows_at_once)
+    sufficient = loaded + _batch_bytes(config, step, output, rows_at_once or 1)
     peak = about if budget.host_memory is None else max(least, min(about, budget.host_memory))
     return Prediction(
         steps=(StepPrediction("infer", output, 0, 0, written, peak, rows),),
@@ -68,6 +71,7 @@ def predict_inference(
         host_peak_bytes=peak,
         device_peak_bytes=None,
         least_host_bytes=least,
+        sufficient_host_bytes=sufficient,
         least_device_bytes=None,
         buffers=WorkingSet(1, 0, {}, {}),
     )
@@ -89,6 +93,9 @@ def join(compression: Prediction, inference: Prediction) -> Prediction:
         artifact_bytes=compression.artifact_bytes + inference.artifact_bytes,
         host_peak_bytes=max(compression.host_peak_bytes, inference.host_peak_bytes),
         least_host_bytes=max(compression.least_host_bytes, inference.least_host_bytes),
+        sufficient_host_bytes=max(
+            compression.sufficient_host_bytes, inference.sufficient_host_bytes
+        ),
     )
 
 
@@ -159,10 +166,11 @@ def _width_of_program(program: Program) -> int | None:
     return None
 
 
-def _batch_bytes(config: dict[str, Any], step: InferStep, output: InferOutput) -> int:
-    cells = _MOST_CELLS
-    if step.batch_size != "auto":
-        cells = step.batch_size * step.max_length
+def _batch_bytes(
+    config: dict[str, Any], step: InferStep, output: InferOutput, rows: int | None
+) -> int:
+    """Give about what rows take on their way through the model; None takes the most together."""
+    cells = _MOST_CELLS if rows is None else rows * step.max_length
     width = _WIDTHS_AT_ONCE * (_width(config) or 0)
     vocabulary = config.get("vocab_size")
     if _is_causal(config) and output == "predictions" and isinstance(vocabulary, int):

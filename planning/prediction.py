@@ -10,7 +10,7 @@ from jobs.steps import PruneStep, QuantizeStep, method_of
 from planning.aims import predicted_bytes
 from planning.memory_model import Levels, MemoryModel, TensorCounts
 from planning.plan import Plan
-from planning.running import least_running_bytes, running_bytes
+from planning.running import least_running_bytes, running_bytes, sufficient_running_bytes
 from planning.traffic import bytes_read
 from planning.training import trained_tensors
 from planning.working_set import CHUNK_BYTES, WorkingSet
@@ -51,8 +51,9 @@ class Prediction:
         host_peak_bytes: The most that the job's processes will hold together; about, where the
             recipe evaluates.
         device_peak_bytes: The most that will be reserved on the device; None where there is none.
-        least_host_bytes: The smallest budget.host_memory in which it can run; less is certainly too
-            little where the recipe evaluates.
+        least_host_bytes: Less is certainly too little of budget.host_memory.
+        sufficient_host_bytes: The smallest budget.host_memory in which it runs: the same where that
+            is known, and an estimate, which is rather too large, where a model is run.
         least_device_bytes: The smallest budget.device_memory; None where there is no device.
         buffers: The threads and chunks that its budget allows, and what they hold.
     """
@@ -62,6 +63,7 @@ class Prediction:
     host_peak_bytes: int
     device_peak_bytes: int | None
     least_host_bytes: int
+    sufficient_host_bytes: int
     least_device_bytes: int | None
     buffers: WorkingSet
 
@@ -99,6 +101,7 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
     peak = held = model.peak_bytes(buffers)
     least = model.least_bytes
     held = max(held, running_bytes(plan.model, plan.recipe, targets))
+    sufficient = max(least, sufficient_running_bytes(plan.model, plan.recipe, targets))
     least = max(least, least_running_bytes(plan.model, plan.recipe))
     measured = bytes_read(targets, plan.recipe, buffers.chunk_bytes)
     if is_aimed:
@@ -112,6 +115,7 @@ def predict(plan: Plan, levels: Levels, chunk_bytes: int = CHUNK_BYTES) -> Predi
         host_peak_bytes=held,
         device_peak_bytes=model.device_bytes(buffers),
         least_host_bytes=least,
+        sufficient_host_bytes=max(least, sufficient),
         least_device_bytes=model.least_device_bytes,
         buffers=buffers,
     )
@@ -135,6 +139,7 @@ def joined(predicted: Sequence[Prediction]) -> Prediction:
         artifact_bytes=predicted[-1].artifact_bytes,
         device_peak_bytes=max(on_devices, default=None),
         least_host_bytes=max(one.least_host_bytes for one in predicted),
+        sufficient_host_bytes=max(one.sufficient_host_bytes for one in predicted),
         least_device_bytes=max(least, default=None),
     )
 
@@ -150,20 +155,23 @@ def find_overruns(prediction: Prediction, budget: Budget, pointer: str = "") -> 
     Returns:
         A problem for each limit, with the smallest budget that would do; empty where it fits.
     """
+    host, enough = prediction.least_host_bytes, prediction.sufficient_host_bytes
+    device, disk = prediction.least_device_bytes, prediction.artifact_bytes
     needs = (
-        ("memory_budget_exceeded", "host_memory", prediction.least_host_bytes, "hold"),
-        ("memory_budget_exceeded", "device_memory", prediction.least_device_bytes, "reserve"),
-        ("disk_budget_exceeded", "disk", prediction.artifact_bytes, "write"),
+        ("memory_budget_exceeded", "host_memory", host, enough, "hold"),
+        ("memory_budget_exceeded", "device_memory", device, device, "reserve"),
+        ("disk_budget_exceeded", "disk", disk, disk, "write"),
     )
     found = []
-    for code, member, needed, verb in needs:
+    for code, member, needed, smallest, verb in needs:
         allowed = getattr(budget, member)
         if None not in (allowed, needed) and needed > allowed:
+            about = "" if smallest == needed else "about "
             detail = (
                 f"The job would {verb} {needed} bytes at least; budget.{member} is {allowed}. "
-                f"The smallest that fits is {needed}."
+                f"The smallest that fits is {about}{smallest}."
             )
-            extra = {"predicted_bytes": needed, "budget_bytes": allowed, "smallest_bytes": needed}
+            extra = {"predicted_bytes": needed, "budget_bytes": allowed, "smallest_bytes": smallest}
             errors = [Detail(f"{pointer}/budget/{member}", code, detail)]
             found.append(Problem(code, detail, errors=errors, extra=extra))
     return found

@@ -10,6 +10,7 @@ from planning.program_plan import ProgramPlan
 from planning.program_stages import ProgramStages
 from planning.program_training import find_trained
 from planning.program_training_memory import activation_bytes, held_bytes, largest_made_bytes
+from planning.training import training_budget
 from planning.working_set import WorkingSet
 
 #: torch with what torch.export.load imports, in a runner: 424 MB seen with a small program.
@@ -91,6 +92,7 @@ def predict_program(plan: ProgramPlan, levels: Levels, rounded_bytes: int = 0) -
         host_peak_bytes=peak,
         device_peak_bytes=None,
         least_host_bytes=_LEAST_LIBRARY_BYTES + held,
+        sufficient_host_bytes=peak,
         least_device_bytes=None,
         buffers=WorkingSet(1, largest, {"tensor": working}, {}),
     )
@@ -103,7 +105,9 @@ def _predict_training(plan: ProgramPlan, step: FinetuneStep, rounded_bytes: int)
     graph = _GRAPH_FACTOR * sum(len(text) for text in plan.texts.values())
     held = held_bytes(plan.program, step, step.optimizer)
     passing = round(_BACKWARD_FACTOR * activation_bytes(plan.program, rows))
-    peak = _LIBRARY_BYTES + _RUNNING_BYTES + graph + held + passing + rounded_bytes
+    one_row = round(_BACKWARD_FACTOR * activation_bytes(plan.program, 1))
+    opened = _LIBRARY_BYTES + _RUNNING_BYTES + graph + rounded_bytes
+    peak = opened + held + passing
     saves = step.optimizer == "adamw" and "adamw8bit" in step.savings
     least = held_bytes(plan.program, step, "adamw8bit") if saves else held
     budget = plan.recipe.budget.host_memory
@@ -113,6 +117,7 @@ def _predict_training(plan: ProgramPlan, step: FinetuneStep, rounded_bytes: int)
         host_peak_bytes=peak if budget is None else min(peak, budget),
         device_peak_bytes=None,
         least_host_bytes=_LEAST_LIBRARY_BYTES + least,
+        sufficient_host_bytes=training_budget(opened + least + one_row),
         least_device_bytes=None,
         buffers=WorkingSet(1, passing, {"activations": passing}, {}),
     )

@@ -6,7 +6,12 @@ from jobs.checkpoint import Checkpoint
 from jobs.problems import Detail, Problem
 from jobs.recipe import Calibrate, Recipe
 from planning.selection import Target
-from planning.training import least_training_bytes, training_bytes
+from planning.training import (
+    least_training_bytes,
+    sufficient_training_bytes,
+    training_budget,
+    training_bytes,
+)
 from planning.walks import (
     LEAST_LIBRARY_BYTES,
     LIBRARY_BYTES,
@@ -21,6 +26,8 @@ from planning.walks import (
 )
 
 _ACTIVATION_BYTES = 4
+#: torch and transformers with what training imports: seen 480 to 520 MB.
+_MOST_LIBRARY_BYTES = 530_000_000
 #: Matrices as large as the sums themselves that are held while one is inverted.
 _INVERSES = 3
 
@@ -115,6 +122,38 @@ def least_evaluating_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     walk = walk_of(checkpoint, recipe, recipe.evaluate).least_bytes
     # What has no blocks is in memory as a whole either way.
     return whole if recipe.gate.max_latency_ratio is not None else min(walk, whole)
+
+
+def sufficient_running_bytes(
+    checkpoint: Checkpoint, recipe: Recipe, targets: Iterable[Target]
+) -> int:
+    """Give about the smallest budget in which the processes that run a model have room.
+
+    Args:
+        checkpoint: The model.
+        recipe: What is to be done.
+        targets: What the job changes.
+
+    Returns:
+        Bytes, rather too many; 0 where the model is not run.
+    """
+    held = [sufficient_evaluating_bytes(checkpoint, recipe)]
+    if recipe.calibrate is not None:
+        held.append(_calibrating_bytes(checkpoint, recipe, recipe.calibrate, list(targets)))
+    if recipe.finetune_step is not None:
+        trained = sufficient_training_bytes(checkpoint, recipe.finetune_step)
+        held.append(training_budget(_MOST_LIBRARY_BYTES + trained))
+    return max(held)
+
+
+def sufficient_evaluating_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Give about the smallest budget for evaluating a model; 0 where the recipe does not."""
+    if recipe.evaluate is None:
+        return 0
+    whole = whole_bytes(checkpoint)
+    if recipe.gate.max_latency_ratio is not None or not largest_block_bytes(checkpoint):
+        return whole
+    return min(whole, walk_of(checkpoint, recipe, recipe.evaluate).sufficient_bytes)
 
 
 def running_bytes(checkpoint: Checkpoint, recipe: Recipe, targets: Iterable[Target]) -> int:

@@ -17,6 +17,23 @@ _WIDTHS_PER_LAYER = 34
 #: Of each token's logits: themselves, in float32, their softmax, and their gradient.
 _LOGITS = 4
 _FLOATS = ("F64", "F32", "F16", "BF16")
+#: A gradient is made beside the one that it is added to; of a tied weight, one at each place.
+_GRADIENTS_AT_ONCE = 2
+_MARGIN = 1.1
+#: What is left of a budget for what no try of a row sees: libraries' own memory, files that are
+#: read.
+_RESERVE_BYTES = 24 * 1024**2
+_RESERVE_SHARE = 0.02
+
+
+def reserve_bytes(budget: int) -> int:
+    """Give what of a training's budget is left free, in bytes."""
+    return min(_RESERVE_BYTES + int(_RESERVE_SHARE * budget), budget // 4)
+
+
+def training_budget(peak_bytes: int) -> int:
+    """Give the smallest budget that leaves its reserve free beside a peak, in bytes."""
+    return int((peak_bytes + _RESERVE_BYTES) / (1 - _RESERVE_SHARE)) + 1
 
 
 def least_training_bytes(checkpoint: Checkpoint, step: FinetuneStep) -> int:
@@ -38,6 +55,31 @@ def least_training_bytes(checkpoint: Checkpoint, step: FinetuneStep) -> int:
     if step.method == "lora" or "lora" in step.savings:
         return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     return round(_FLOAT_BYTES * (weights + trained) + states * trained)
+
+
+def sufficient_training_bytes(checkpoint: Checkpoint, step: FinetuneStep) -> int:
+    """Give about what training holds with one row at a time and all savings that it may have.
+
+    Args:
+        checkpoint: The model.
+        step: How it is trained.
+
+    Returns:
+        Bytes, the libraries apart, and rather too many.
+    """
+    held, row = least_training_bytes(checkpoint, step), _row_bytes(checkpoint, step)
+    if step.method == "lora" or "lora" in step.savings:
+        return round(_MARGIN * (held + row))
+    trained = [t for t in checkpoint.tensors.values() if t.dtype in _FLOATS]
+    trained = [t for t in trained if _is_trained(t.name, step)]
+    largest = max((tensor.elements for tensor in trained), default=0)
+    if step.optimizer == "adamw8bit" or "adamw8bit" in step.savings:
+        # Embeddings, whose rows are tokens, keep moments of 32 bits.
+        rows = (checkpoint.config or {}).get("vocab_size")
+        wide = sum(tensor.elements for tensor in trained if tensor.shape[:1] == (rows,))
+        held += round((_STATE_BYTES["adamw"] - _STATE_BYTES["adamw8bit"]) * wide)
+    at_once = _GRADIENTS_AT_ONCE + bool(step.quantize_aware)
+    return round(_MARGIN * (held + at_once * _FLOAT_BYTES * largest + row))
 
 
 def training_bytes(
@@ -68,21 +110,6 @@ def training_bytes(
     return min(whole, max(budget - library_bytes, least_training_bytes(checkpoint, step)))
 
 
-def row_bytes(checkpoint: Checkpoint, step: FinetuneStep) -> int:
-    """Give about what one row takes until its gradients are known, if it is as long as it may be.
-
-    Args:
-        checkpoint: The model.
-        step: Says how many tokens a row may have; no more than the model has places for.
-
-    Returns:
-        Bytes of activations and logits.
-    """
-    places = (checkpoint.config or {}).get("max_position_embeddings")
-    tokens = min(step.max_length, places) if isinstance(places, int) else step.max_length
-    return tokens * _token_bytes(checkpoint)
-
-
 def trained_tensors(checkpoint: Checkpoint, step: FinetuneStep) -> int:
     """Give how many tensors a step trains."""
     tensors = checkpoint.tensors.values()
@@ -106,10 +133,22 @@ def _states(step: FinetuneStep, optimizer: str) -> float:
     return 0.0 if optimizer == "sgd" and not step.momentum else _STATE_BYTES[optimizer]
 
 
-def _token_bytes(checkpoint: Checkpoint) -> int:
+def _row_bytes(checkpoint: Checkpoint, step: FinetuneStep) -> int:
+    """Give about what one row takes until its gradients are known, if it is as long as it may be.
+
+    With activations computed again, those of one layer at a time.
+    """
+    places = (checkpoint.config or {}).get("max_position_embeddings")
+    tokens = min(step.max_length, places) if isinstance(places, int) else step.max_length
+    is_again = "activation_checkpointing" in step.savings
+    return tokens * _token_bytes(checkpoint, is_again=is_again)
+
+
+def _token_bytes(checkpoint: Checkpoint, *, is_again: bool = False) -> int:
     config = checkpoint.config or {}
     width = next((w for key in _WIDTH_KEYS if isinstance(w := config.get(key), int)), 0)
     depth = next((d for key in _DEPTH_KEYS if isinstance(d := config.get(key), int)), 0)
     vocabulary = config.get("vocab_size")
     classes = vocabulary if isinstance(vocabulary, int) else 0
-    return _FLOAT_BYTES * (depth * width * _WIDTHS_PER_LAYER + classes * _LOGITS)
+    widths = depth + _WIDTHS_PER_LAYER if is_again else depth * _WIDTHS_PER_LAYER
+    return _FLOAT_BYTES * (width * widths + classes * _LOGITS)

@@ -116,6 +116,11 @@ class Walk:
         head = self.mapped_bytes if self.is_wide else 0
         return LEAST_LIBRARY_BYTES + max(self.block_bytes, head)
 
+    @property
+    def sufficient_bytes(self) -> int:
+        """About the smallest budget: rows go on between blocks one by one."""
+        return _MOST_WALKING_BYTES + self._fixed_bytes
+
     def room_bytes(self, budget: int | None) -> int:
         """Give how much of a budget is left for the activations of rows that go together."""
         if budget is None:

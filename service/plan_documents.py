@@ -111,7 +111,7 @@ class PlannedMemory(_Answer):
 
 
 class SmallestBudget(_Answer):
-    """The smallest budget in which the job can run."""
+    """The smallest budget in which the job runs; of memory about, where it runs the model."""
 
     host_memory: int
     device_memory: int | None = Field(description="Null where workers have no GPU.")

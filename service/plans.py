@@ -56,7 +56,7 @@ def document(made: Forecast, *, is_measured: bool) -> PlanDocument:
         fits=not overruns,
         overruns=tuple(problem.errors[0].pointer.rpartition("/")[2] for problem in overruns),
         smallest_budget=SmallestBudget(
-            host_memory=prediction.least_host_bytes,
+            host_memory=prediction.sufficient_host_bytes,
             device_memory=prediction.least_device_bytes,
             disk=prediction.artifact_bytes,
         ),
@@ -104,7 +104,7 @@ def program_document(
         fits=not overruns,
         overruns=tuple(problem.errors[0].pointer.rpartition("/")[2] for problem in overruns),
         smallest_budget=SmallestBudget(
-            host_memory=prediction.least_host_bytes,
+            host_memory=prediction.sufficient_host_bytes,
             device_memory=None,
             disk=prediction.artifact_bytes,
         ),
@@ -153,7 +153,7 @@ def answers_document(
         fits=not overruns,
         overruns=tuple(problem.errors[0].pointer.rpartition("/")[2] for problem in overruns),
         smallest_budget=SmallestBudget(
-            host_memory=prediction.least_host_bytes, device_memory=None, disk=nbytes
+            host_memory=prediction.sufficient_host_bytes, device_memory=None, disk=nbytes
         ),
         is_exact=True,
         bytes_read=model_bytes,

@@ -10,7 +10,7 @@ from jobs.finetuning import FinetuneStep
 from jobs.program import is_program, open_program
 from jobs.program_archive import PROGRAM_NAME
 from planning.program_training_memory import held_bytes
-from planning.training import least_training_bytes, row_bytes
+from planning.training import sufficient_training_bytes
 from planning.walks import LIBRARY_BYTES
 
 _FLOAT_BYTES = 4
@@ -75,8 +75,7 @@ def foresee_least_bytes(folder: Path, step: FinetuneStep, level_bytes: int) -> i
     libraries = max(LIBRARY_BYTES, level_bytes)
     if not is_program(folder):
         checkpoint = open_checkpoint(folder)
-        needed = least_training_bytes(checkpoint, step) + row_bytes(checkpoint, step)
-        return libraries + round(_MARGIN * needed)
+        return libraries + sufficient_training_bytes(checkpoint, step)
     has_8bit = step.optimizer == "adamw" and "adamw8bit" in step.savings
     optimizer = "adamw8bit" if has_8bit else step.optimizer
     held = held_bytes(open_program(folder / PROGRAM_NAME), step, optimizer)

@@ -167,8 +167,8 @@ class Loop:
             smallest = self.setting.larger_budget
             raise Problem(
                 "memory_budget_exceeded",
-                "Memory ran out with one row at a time, although it had been found to fit. A budget "
-                f"of {smallest} should do; or lower max_length.",
+                "Memory ran out with one row at a time, although one had been found to fit. A "
+                f"budget of {smallest} should do; or lower max_length.",
                 extra={"smallest_bytes": smallest},
             )
         self.setting = self.setting.halved()

@@ -24,8 +24,9 @@ from evaluation.resident import (
     level_bytes,
     writable_bytes,
 )
+from planning.training import reserve_bytes, training_budget
 
-#: What is left of a limit for what no probe sees: libraries' own memory, files that are read.
+#: What is left of a device's limit for what no probe sees.
 _RESERVE_BYTES = 24 * 1024**2
 _RESERVE_SHARE = 0.02
 #: What may be taken of a machine's free memory where no budget says how much.
@@ -87,7 +88,7 @@ class HostGauge:
         give_freed_memory_back()
         self._capped_bytes = budget_bytes if is_capped else None
         allowed = budget_bytes or level_bytes() + int(_FREE_SHARE * free_bytes())
-        self.limit_bytes = allowed - _reserve_bytes(allowed)
+        self.limit_bytes = allowed - reserve_bytes(allowed)
         self._meter = PeakMeter()
         self._limits_before = resource.getrlimit(resource.RLIMIT_DATA)
         # Of stacks, and more that stays as it is: not of holes that a heap has later on.
@@ -102,7 +103,7 @@ class HostGauge:
     def tighten(self) -> None:
         """Have the kernel count anew, when libraries and model are in memory: their files too."""
         if self._capped_bytes is not None:
-            self._cap(self._capped_bytes - _reserve_bytes(self._capped_bytes) // 2)
+            self._cap(self._capped_bytes - reserve_bytes(self._capped_bytes) // 2)
 
     def reset(self) -> None:
         """Forget the peak."""
@@ -123,7 +124,7 @@ class HostGauge:
 
     def budget_for(self, peak_bytes: int) -> int:
         """Give the smallest budget whose limit is not below a peak."""
-        return int((peak_bytes + _RESERVE_BYTES) / (1 - _RESERVE_SHARE)) + 1
+        return training_budget(peak_bytes)
 
     def keep_freed_memory(self) -> None:
         """Have what is let go of kept to be used again, which is faster."""
@@ -236,7 +237,3 @@ def _start_threads() -> None:
     """Have torch start its threads: where one has no room for its stack, the process ends."""
     # So many that all of them have a part.
     torch.ones(torch.get_num_threads(), 2**17).add_(1)
-
-
-def _reserve_bytes(allowed: int) -> int:
-    return min(_RESERVE_BYTES + int(_RESERVE_SHARE * allowed), allowed // 4)

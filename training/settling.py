@@ -7,16 +7,17 @@ does, the next saving is turned on.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from jobs.finetuning import FinetuneStep
 from jobs.problems import Problem
 from jobs.training import Decision
-from training.fitting import even_micro_batch, largest_micro_batch
 from training.in_backward import is_exact
 from training.least_memory import guess_least_bytes
 from training.memory import MemoryGauge, fits
+from training.micro_batch_search import find_micro_batch
 from training.offloading import room_for_states
 from training.optimizers import build_optimizer, embedding_names
 from training.probing import LongestRows, Prober
@@ -102,7 +103,7 @@ class Settler:
         while True:
             optimizer = self._begin(savings)
             if optimizer is not None:
-                size = self._largest(savings)
+                size = self._find_size(savings)
                 if size is not None:
                     return self._setting(size, savings, optimizer)
             # What the optimizer holds is let go before anything else is tried.
@@ -166,8 +167,8 @@ class Settler:
                 # Nothing is tried of a step, which needs this room for each of them in turn.
                 room_for_states(max(self._parameters.values(), key=torch.numel))
 
-        # What stays for as long as training does is no part of a heap, in which it would leave holes
-        # where it is let go of.
+        # What stays for as long as training does is no part of the heap, in which it would leave
+        # holes where it is let go of.
         self._gauge.return_freed_memory()
         if not fits(begin):
             self._prober.decide(1, savings, None)
@@ -204,52 +205,10 @@ class Settler:
             return is_exact(self._step, self._step.batch_size)
         return saving == "adamw8bit" and self._step.optimizer == "adamw"
 
-    def _largest(self, savings: tuple[str, ...]) -> int | None:
-        """Give the most rows that fit; None where not one does."""
-        wanted = self._step.micro_batch_size
-        most = self._step.batch_size if wanted == "auto" else wanted
-        one = self._peak_bytes(1, savings)
-        if one is None or one > self._gauge.limit_bytes:
-            return None
-        if most == 1:
-            return 1
-        # A second row takes at most what the first one did.
-        can_two_fit = 2 * one - self._gauge.held_bytes() <= self._gauge.limit_bytes
-        two = self._peak_bytes(2, savings) if can_two_fit else None
-        if two is None:
-            return 1 if wanted == "auto" else None
-        size = self._most_that_fit((1, one), (2, two), most, savings)
-        if wanted != "auto":
-            return wanted if size >= wanted else None
-        return even_micro_batch(size, self._step.batch_size)
+    def _find_size(self, savings: tuple[str, ...]) -> int | None:
+        return find_micro_batch(partial(self._peak_bytes, savings), self._step, self._gauge)
 
-    def _most_that_fit(
-        self,
-        smaller: tuple[int, int],
-        larger: tuple[int, int],
-        most: int,
-        savings: tuple[str, ...],
-    ) -> int:
-        """Double the rows until they are nearly as many as fit, by what the last two tries took.
-
-        One line through few rows would not do: more of them have larger tensors, which are kept and
-        given back in other ways.
-        """
-        limit = self._gauge.limit_bytes
-        while True:
-            rows, held = larger
-            size = largest_micro_batch(smaller, larger, limit, most)
-            # Where a quarter of the room should do for all, nothing needs to be known better.
-            quarter = held + (limit - held) // 4
-            is_plenty = largest_micro_batch(smaller, larger, quarter, most) == most
-            if is_plenty or size < 2 * rows or 2 * rows >= most:
-                return size
-            peak = self._peak_bytes(2 * rows, savings)
-            if peak is None:
-                return rows
-            smaller, larger = larger, (2 * rows, peak)
-
-    def _peak_bytes(self, rows: int, savings: tuple[str, ...]) -> int | None:
+    def _peak_bytes(self, savings: tuple[str, ...], rows: int) -> int | None:
         return self._prober.probe(rows, savings, self._parameters).peak_bytes
 
     def _least_bytes(self, savings: tuple[str, ...]) -> int:

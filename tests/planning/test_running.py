@@ -27,7 +27,10 @@ def test_a_job_that_runs_its_model_is_planned_with_the_libraries_and_every_weigh
     assert running.least_host_bytes == least_running_bytes(checkpoint, recipe) > 4_000_000
     budget = parse_recipe(STEPS | {"budget": {"host_memory": running.least_host_bytes - 1}}).budget
     [problem] = find_overruns(running, budget)
-    assert problem.extra["smallest_bytes"] == running.least_host_bytes
+    assert problem.extra["predicted_bytes"] == running.least_host_bytes
+    assert problem.extra["smallest_bytes"] == running.sufficient_host_bytes
+    assert running.least_host_bytes < running.sufficient_host_bytes <= running.host_peak_bytes
+    assert plain.sufficient_host_bytes == plain.least_host_bytes
     assert find_overruns(plain, budget) == []
 
 

@@ -9,6 +9,11 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from jobs.checkpoint import open_checkpoint
+from jobs.recipe import Budget, Recipe
+from planning.running import least_running_bytes, sufficient_running_bytes
+from tests.training.conftest import finetune_step
+
 CHILD = """
 import json, sys, tempfile
 from pathlib import Path
@@ -79,4 +84,17 @@ def test_a_budget_in_which_not_even_the_weights_fit_is_refused_with_one_that_wor
 
     kept = train(materials, budget=refused["smallest_bytes"])
 
+    assert 0 < kept["peak"] <= kept["budget"]
+
+
+@pytest.mark.slow
+def test_the_budget_that_a_plan_names_works(materials):
+    checkpoint = open_checkpoint(materials[0])
+    step = finetune_step(batch_size=8, max_length=512, steps=2)
+    recipe = Recipe.model_construct(steps=(step,), budget=Budget())
+
+    named = sufficient_running_bytes(checkpoint, recipe, [])
+
+    assert named > least_running_bytes(checkpoint, recipe)
+    kept = train(materials, budget=named)
     assert 0 < kept["peak"] <= kept["budget"]

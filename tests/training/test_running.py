@@ -170,10 +170,10 @@ def test_one_row_a_step_may_be_stepped_inside_the_backward_pass_to_the_same_weig
     # No budget that a test could set is so tight: the saving is there from the beginning.
     from training import settling
 
-    original = settling.Settler._largest
+    original = settling.Settler._find_size
     monkeypatch.setattr(
         settling.Settler,
-        "_largest",
+        "_find_size",
         lambda self, savings: (
             original(self, savings) if "optimizer_in_backward" in savings else None
         ),
