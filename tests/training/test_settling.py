@@ -79,6 +79,14 @@ def test_as_many_rows_as_fit_are_in_memory_and_split_evenly():
     assert [d.peak_bytes for d in setting.decisions] == [200, 300, 500, 900]
 
 
+def test_room_is_left_for_what_grows_unless_a_size_is_asked_for():
+    found = settle(Bench(limit_bytes=460, fixed_bytes=60), batch_size=12)
+    asked = settle(Bench(limit_bytes=460, fixed_bytes=60), batch_size=12, micro_batch_size=4)
+
+    assert (found.micro_batch_size, found.savings) == (3, ())
+    assert (asked.micro_batch_size, asked.savings) == (4, ())
+
+
 def test_where_no_row_fits_activations_are_computed_again():
     setting = settle(Bench(limit_bytes=150, fixed_bytes=60), batch_size=8)
 
