@@ -110,6 +110,11 @@ class FinetuneStep(Strict):
         description="Compute with weights as the quantize step that follows will round them "
         "(w8a8: inputs too), so that training makes up for it. Default: with weights as they are.",
     )
+    bf16: bool = Field(
+        False,
+        description="Compute layers in bfloat16 where the device has it (torch.autocast); weights, "
+        "gradients, moments and losses are float32 all the same.",
+    )
     evaluate_every: int | None = Field(
         None, ge=1, description="Steps between two looks at held-out rows. Default: never."
     )
@@ -160,6 +165,11 @@ class FinetuneStep(Strict):
             raise ValueError(f"distill is for classes and next tokens, not for {self.objective}")
         if len(set(self.savings)) != len(self.savings):
             raise ValueError("savings names one of them twice")
+        if self.quantize_aware and self.bf16:
+            raise ValueError(
+                "quantize_aware computes with what int8 will hold, which bfloat16 would round once "
+                "more; leave one of the two out"
+            )
         if self.quantize_aware and (self.method == "lora" or "lora" in self.savings):
             raise ValueError(
                 "quantize_aware trains the weights that are rounded, and adapters are added to "

@@ -77,6 +77,11 @@ class Training(_Value):
     quantize_aware: QuantizeAware | None = Field(
         None, description="None where it was computed with weights as they are."
     )
+    bf16: bool | None = Field(
+        None,
+        description="Whether layers were computed in bfloat16, which not every device has; None "
+        "where that was not asked for.",
+    )
     best_step: int | None = Field(
         None, description="After how many steps the weights are, where keep_best chose."
     )

@@ -101,6 +101,10 @@ def _training(found: dict[str, Any]) -> Text:
     if found.get("quantize_aware"):
         aware = found["quantize_aware"]
         facts.append(f"{count_text(aware.get('tensors'))} weights as {aware.get('scheme')}")
+    if found.get("bf16") is not None:
+        facts.append(
+            "in bfloat16" if found["bf16"] else "in float32, as the device has no bfloat16"
+        )
     losses = [point["loss"] for point in found.get("losses") or [] if "loss" in point]
     if losses:
         facts.append(f"loss {losses[0]:.4g} -> {losses[-1]:.4g}")

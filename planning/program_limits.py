@@ -27,6 +27,9 @@ _LORA = (
     "Adapters stand beside modules, of which a .pt2 has none; all of its weights are trained, or "
     "those that include names. Leave lora out."
 )
+_BF16 = (
+    "The operators of a .pt2 were chosen for the dtypes that it was exported with. Leave bf16 out."
+)
 _AWARE = (
     "A .pt2 is trained for the rounding of its weights alone, as its graph says in operators how "
     "activations are rounded. Choose scheme w8a16, or leave quantize_aware out."
@@ -88,6 +91,8 @@ def _shrinking_faults(step: ShrinkStep) -> Iterator[tuple[str, str]]:
 def _training_faults(step: FinetuneStep) -> Iterator[tuple[str, str]]:
     if step.objective in {"causal_lm", "masked_lm"}:
         yield "objective", _OBJECTIVES
+    if step.bf16:
+        yield "bf16", _BF16
     if step.method == "lora":
         yield "method", _LORA
     if "lora" in step.savings:

@@ -162,6 +162,10 @@ def _trained(report: Report) -> Iterator[tuple[str, str, str]]:
         inputs = " and what they are multiplied with" if aware.rounds_inputs else ""
         remark = f"{aware.tensors} weights{inputs} were rounded, also for the losses"
         yield "Trained for", aware.scheme, remark
+    if found.bf16:
+        yield "Computed in", "bfloat16", "layers; weights, gradients and losses were float32"
+    elif found.bf16 is not None:
+        yield "Computed in", "float32", "the device has no bfloat16, which was asked for"
     if found.losses:
         last, first = found.losses[-1].loss, found.losses[0].loss
         yield "Loss", f"{last:.4g}", f"it was {first:.4g} in the first step"

@@ -23,6 +23,7 @@ from planning.plan import make_plan
 from training.adapters import adaptable_names, add_adapters, merge_adapters, save_adapters
 from training.labels import refuse_wrong_labels
 from training.masking import Masking
+from training.precision import has_bf16
 from training.rounded_modules import describe, find_rounded, round_modules
 from training.rows import is_padding_free
 from training.written_folders import write_folder
@@ -88,6 +89,7 @@ class TrainedFolder:
         self._skeleton.load_all()
         self.module = self._model.to(device)
         self._device = device
+        self._is_bf16 = step.bf16 and has_bf16(device)
         self._trained: set[int] = set()
         self._lora: Lora | None = None
         self._takes = set(inspect.signature(self._model.forward).parameters)
@@ -161,7 +163,8 @@ class TrainedFolder:
             # Without a mask, attention is computed by kernels that never hold its scores.
             given.pop(MASK, None)
         given = {name: tensor for name, tensor in given.items() if name in self._takes}
-        with blamed_on("invalid_dataset", f"{self.name} does not take the rows"):
+        lower = torch.autocast(self._device, torch.bfloat16, enabled=self._is_bf16)
+        with lower, blamed_on("invalid_dataset", f"{self.name} does not take the rows"):
             answer = getattr(self._model(**given), "logits", None)
         if not isinstance(answer, torch.Tensor):
             raise Problem("finetune_unsupported", f"{self.name} gives no logits.")

@@ -26,6 +26,7 @@ from training.memory import DeviceGauge, HostGauge, fits
 from training.opening import open_trainable
 from training.optimizers import embedding_names
 from training.pieces import is_finite
+from training.precision import has_bf16
 from training.rows import Row, RowStore, rows_of
 from training.settling import Settler
 from training.splitting import split_rows
@@ -126,7 +127,8 @@ def _train(
     _empty(row_folder)
     counted = (weights, held, sum(lost.values()))
     training = measured(loop, host, gauge, counted, stopped, resumed_at, started)
-    return training.model_copy(update={"quantize_aware": rounded})
+    is_bf16 = has_bf16(place.device) if step.bf16 else None
+    return training.model_copy(update={"quantize_aware": rounded, "bf16": is_bf16})
 
 
 def _open(folder: Path, place: Place, step: FinetuneStep, host: HostGauge) -> Trainable:

@@ -139,6 +139,7 @@ DATA = {"dataset": "ds_" + "0" * 64}
         ),
         ({"steps": [AWARE | {"method": "lora"}, QUANTIZE]}, "/steps/0", "adapters are added"),
         ({"steps": [AWARE | {"savings": ["lora"]}, QUANTIZE]}, "/steps/0", "leave one of the two"),
+        ({"steps": [AWARE | {"bf16": True}, QUANTIZE]}, "/steps/0", "bfloat16 would round once"),
         ({"steps": [{"op": "quantize"}]}, "/steps/0/scheme", "Field required"),
         ({"steps": [QUANTIZE | {"scheme": "w4a16"}]}, "/steps/0/scheme", "'w8a16' or 'w8a8'"),
         ({"steps": [QUANTIZE | {"bits": 4}]}, "/steps/0/bits", "not a key"),

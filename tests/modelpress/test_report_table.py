@@ -78,6 +78,9 @@ def test_what_training_did_is_a_line_and_stages_are_rows(report):
     aware = {"scheme": "w8a8", "tensors": 14, "rounds_inputs": True}
     told = printed(report | {"training": training | {"quantize_aware": aware}})
     assert "adamw8bit, 14 weights as w8a8, loss 4.25" in told
+    assert "adamw8bit, in bfloat16, loss" in printed(
+        report | {"training": training | {"bf16": True}}
+    )
     assert "trained" not in printed(report)
     assert "Stages" not in printed(report)
 

@@ -110,6 +110,7 @@ def test_what_is_made_on_the_way_may_be_larger_than_the_artifact(tmp_path):
 REFUSED = {
     "next tokens": ({"objective": "causal_lm"}, ["/objective"], "says nothing of tokens"),
     "hidden tokens": ({"objective": "masked_lm"}, ["/objective"], "says nothing of tokens"),
+    "bfloat16": ({"bf16": True}, ["/bf16"], "Leave bf16 out"),
     "adapters": ({"method": "lora", "lora": {}}, ["/method"], "Adapters stand beside modules"),
     "adapters to save memory": (
         {"savings": ["adamw8bit", "lora"]}, ["/savings/1"], "Adapters stand beside modules",

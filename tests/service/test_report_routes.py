@@ -173,6 +173,9 @@ def test_a_training_is_drawn_as_curves_from_its_first_step_to_its_last():
     assert ("Loss", "2", "it was 4 in the first step") in page.figures
     remark = "4 weights and what they are multiplied with were rounded, also for the losses"
     assert ("Trained for", "w8a8", remark) in page.figures
+    for has, told in ((True, "bfloat16"), (False, "float32")):
+        page = draw(Report.model_validate(REPORT | {"training": training | {"bf16": has}}))
+        assert told in [figure for name, figure, _ in page.figures if name == "Computed in"]
     assert draw(Report.model_validate(REPORT)).curves == ()
 
 

@@ -161,6 +161,62 @@ def test_what_is_kept_of_a_training_that_is_asked_to_end_is_the_best_look(
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+@pytest.mark.parametrize("saving", [None, "activation_checkpointing"])
+def test_layers_are_computed_in_bfloat16_and_weights_and_losses_are_float32(
+    make_folder, token_rows, train, monkeypatch, saving
+):
+    """Forced, as also what a processor only emulates is computed so."""
+    from training import folders, settling
+
+    folder, model = make_folder("llama")
+    dataset, _ = token_rows()
+    expected, _ = train(folder, dataset, "float32")
+    monkeypatch.setattr(folders, "has_bf16", lambda _device: True)
+    if saving:
+        # It is there from the beginning.
+        found = settling.Settler._find_size
+        monkeypatch.setattr(
+            settling.Settler, "_find_size",
+            lambda self, savings: found(self, savings) if saving in savings else None,
+        )  # fmt: skip
+    seen = []
+    original = folders.TrainedFolder.logits
+    monkeypatch.setattr(
+        folders.TrainedFolder, "logits",
+        lambda self, inputs: seen.append(original(self, inputs)) or seen[-1],
+    )  # fmt: skip
+
+    training, output = train(folder, dataset, bf16=True, savings=[saving] if saving else [])
+
+    assert {logits.dtype for logits in seen} == {torch.bfloat16}
+    assert training.savings == ((saving,) if saving else ())
+    losses, wanted = ([p.loss for p in one.losses] for one in (training, expected))
+    assert losses == pytest.approx(wanted, rel=2e-2)
+    assert losses != wanted
+    dtypes = {
+        name: tensor.dtype for name, tensor in load_file(output / "model.safetensors").items()
+    }
+    assert set(dtypes.values()) == {model.dtype}
+
+
+def test_where_a_device_has_no_bfloat16_float32_is_computed_in_and_the_report_says_so(
+    make_folder, token_rows, train, monkeypatch
+):
+    from training import folders, running
+
+    folder, _ = make_folder("llama")
+    dataset, _ = token_rows()
+    expected, _ = train(folder, dataset, "float32")
+    for room in (folders, running):
+        monkeypatch.setattr(room, "has_bf16", lambda _device: False)
+
+    training, _ = train(folder, dataset, bf16=True)
+
+    assert (expected.bf16, training.bf16) == (None, False)
+    assert [p.loss for p in training.losses] == [p.loss for p in expected.losses]
+
+
 def test_one_row_a_step_may_be_stepped_inside_the_backward_pass_to_the_same_weights(
     make_folder, token_rows, train, monkeypatch
 ):
