@@ -26,8 +26,8 @@ from planning.walks import (
 )
 
 _ACTIVATION_BYTES = 4
-#: torch and transformers with what training imports: seen 480 to 520 MB.
-_MOST_LIBRARY_BYTES = 530_000_000
+#: What torch and transformers may take beside what they do as a rule: 520 MB seen, in training.
+_MORE_LIBRARY_BYTES = 60_000_000
 #: Matrices as large as the sums themselves that are held while one is inverted.
 _INVERSES = 3
 
@@ -139,10 +139,11 @@ def sufficient_running_bytes(
     """
     held = [sufficient_evaluating_bytes(checkpoint, recipe)]
     if recipe.calibrate is not None:
-        held.append(_calibrating_bytes(checkpoint, recipe, recipe.calibrate, list(targets)))
+        known = _calibrating_bytes(checkpoint, recipe, recipe.calibrate, list(targets))
+        held.append(known + _MORE_LIBRARY_BYTES)
     if recipe.finetune_step is not None:
         trained = sufficient_training_bytes(checkpoint, recipe.finetune_step)
-        held.append(training_budget(_MOST_LIBRARY_BYTES + trained))
+        held.append(training_budget(LIBRARY_BYTES + _MORE_LIBRARY_BYTES + trained))
     return max(held)
 
 
@@ -150,7 +151,7 @@ def sufficient_evaluating_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Give about the smallest budget for evaluating a model; 0 where the recipe does not."""
     if recipe.evaluate is None:
         return 0
-    whole = whole_bytes(checkpoint)
+    whole = whole_bytes(checkpoint) + _MORE_LIBRARY_BYTES
     if recipe.gate.max_latency_ratio is not None or not largest_block_bytes(checkpoint):
         return whole
     return min(whole, walk_of(checkpoint, recipe, recipe.evaluate).sufficient_bytes)

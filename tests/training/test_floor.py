@@ -42,6 +42,13 @@ print(json.dumps(said))
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """Have kernels compiled before: the process that does so first keeps 100 MB of it."""
+    imports = CHILD[: CHILD.index("folder, dataset")]
+    subprocess.run([sys.executable, "-c", imports], check=True, timeout=150)
+
+
 @pytest.fixture
 def materials(tmp_path):
     """Write a model whose logits take more than its weights, and rows of the same length."""
@@ -97,4 +104,4 @@ def test_the_budget_that_a_plan_names_works(materials):
 
     assert named > least_running_bytes(checkpoint, recipe)
     kept = train(materials, budget=named)
-    assert 0 < kept["peak"] <= kept["budget"]
+    assert 0 < kept.get("peak", 0) <= kept["budget"], kept

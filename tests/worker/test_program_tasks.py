@@ -79,6 +79,9 @@ def test_a_budget_below_what_torch_takes_is_refused(workshop, program):
 
     assert job.failure["code"] == "memory_budget_exceeded"
     assert job.failure["smallest_bytes"] > 300_000_000
+    smallest = job.failure["smallest_bytes"]
+    allowed = workshop.run(program, {"steps": [W8A16], "budget": {"host_memory": smallest}})
+    assert allowed.state == "succeeded", allowed.failure
 
 
 def test_a_program_answers_a_data_set(workshop, program, put, tmp_path):
