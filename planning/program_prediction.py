@@ -11,6 +11,7 @@ from planning.program_stages import ProgramStages
 from planning.program_training import find_trained
 from planning.program_training_memory import activation_bytes, held_bytes, largest_made_bytes
 from planning.training import training_budget
+from planning.walks import MORE_LIBRARY_BYTES
 from planning.working_set import WorkingSet
 
 #: torch with what torch.export.load imports, in a runner: 424 MB seen with a small program.
@@ -92,7 +93,7 @@ def predict_program(plan: ProgramPlan, levels: Levels, rounded_bytes: int = 0) -
         host_peak_bytes=peak,
         device_peak_bytes=None,
         least_host_bytes=_LEAST_LIBRARY_BYTES + held,
-        sufficient_host_bytes=peak,
+        sufficient_host_bytes=peak + MORE_LIBRARY_BYTES,
         least_device_bytes=None,
         buffers=WorkingSet(1, largest, {"tensor": working}, {}),
     )
@@ -117,7 +118,7 @@ def _predict_training(plan: ProgramPlan, step: FinetuneStep, rounded_bytes: int)
         host_peak_bytes=peak if budget is None else min(peak, budget),
         device_peak_bytes=None,
         least_host_bytes=_LEAST_LIBRARY_BYTES + least,
-        sufficient_host_bytes=training_budget(opened + least + one_row),
+        sufficient_host_bytes=training_budget(opened + MORE_LIBRARY_BYTES + least + one_row),
         least_device_bytes=None,
         buffers=WorkingSet(1, passing, {"activations": passing}, {}),
     )

@@ -15,6 +15,7 @@ from planning.training import (
 from planning.walks import (
     LEAST_LIBRARY_BYTES,
     LIBRARY_BYTES,
+    MORE_LIBRARY_BYTES,
     SHARE_ON_TOP,
     backward_bytes,
     is_walked,
@@ -26,8 +27,6 @@ from planning.walks import (
 )
 
 _ACTIVATION_BYTES = 4
-#: What torch and transformers may take beside what they do as a rule: 520 MB seen, in training.
-_MORE_LIBRARY_BYTES = 60_000_000
 #: Matrices as large as the sums themselves that are held while one is inverted.
 _INVERSES = 3
 
@@ -140,10 +139,10 @@ def sufficient_running_bytes(
     held = [sufficient_evaluating_bytes(checkpoint, recipe)]
     if recipe.calibrate is not None:
         known = _calibrating_bytes(checkpoint, recipe, recipe.calibrate, list(targets))
-        held.append(known + _MORE_LIBRARY_BYTES)
+        held.append(known + MORE_LIBRARY_BYTES)
     if recipe.finetune_step is not None:
         trained = sufficient_training_bytes(checkpoint, recipe.finetune_step)
-        held.append(training_budget(LIBRARY_BYTES + _MORE_LIBRARY_BYTES + trained))
+        held.append(training_budget(LIBRARY_BYTES + MORE_LIBRARY_BYTES + trained))
     return max(held)
 
 
@@ -151,7 +150,7 @@ def sufficient_evaluating_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Give about the smallest budget for evaluating a model; 0 where the recipe does not."""
     if recipe.evaluate is None:
         return 0
-    whole = whole_bytes(checkpoint) + _MORE_LIBRARY_BYTES
+    whole = whole_bytes(checkpoint) + MORE_LIBRARY_BYTES
     if recipe.gate.max_latency_ratio is not None or not largest_block_bytes(checkpoint):
         return whole
     return min(whole, walk_of(checkpoint, recipe, recipe.evaluate).sufficient_bytes)

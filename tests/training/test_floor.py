@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from jobs.checkpoint import open_checkpoint
 from jobs.recipe import Budget, Recipe
 from planning.running import least_running_bytes, sufficient_running_bytes
+from planning.walks import LIBRARY_BYTES, MORE_LIBRARY_BYTES
 from tests.training.conftest import finetune_step
 
 CHILD = """
@@ -40,13 +41,6 @@ with tempfile.TemporaryDirectory() as name:
         said = {"code": problem.code, "budget": budget, **problem.extra}
 print(json.dumps(said))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    """Have kernels compiled before: the process that does so first keeps 100 MB of it."""
-    imports = CHILD[: CHILD.index("folder, dataset")]
-    subprocess.run([sys.executable, "-c", imports], check=True, timeout=150)
 
 
 @pytest.fixture
@@ -103,5 +97,6 @@ def test_the_budget_that_a_plan_names_works(materials):
     named = sufficient_running_bytes(checkpoint, recipe, [])
 
     assert named > least_running_bytes(checkpoint, recipe)
-    kept = train(materials, budget=named)
+    # What a test's process has imported is not what a runner has: the room beside it is the same.
+    kept = train(materials, above=named - LIBRARY_BYTES - MORE_LIBRARY_BYTES)
     assert 0 < kept.get("peak", 0) <= kept["budget"], kept
