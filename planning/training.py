@@ -18,22 +18,22 @@ _WIDTHS_PER_LAYER = 34
 _LOGITS = 4
 _FLOATS = ("F64", "F32", "F16", "BF16")
 #: A gradient is made beside the one that it is added to; of a tied weight, one at each place.
-_GRADIENTS_AT_ONCE = 2
-_MARGIN = 1.1
+GRADIENTS_AT_ONCE = 2
+MARGIN = 1.1
 #: What is left of a budget for what no try of a row sees: libraries' own memory, files that are
 #: read.
-_RESERVE_BYTES = 24 * 1024**2
-_RESERVE_SHARE = 0.02
+RESERVE_BYTES = 24 * 1024**2
+RESERVE_SHARE = 0.02
 
 
 def reserve_bytes(budget: int) -> int:
     """Give what of a training's budget is left free, in bytes."""
-    return min(_RESERVE_BYTES + int(_RESERVE_SHARE * budget), budget // 4)
+    return min(RESERVE_BYTES + int(RESERVE_SHARE * budget), budget // 4)
 
 
 def training_budget(peak_bytes: int) -> int:
     """Give the smallest budget that leaves its reserve free beside a peak, in bytes."""
-    return int((peak_bytes + _RESERVE_BYTES) / (1 - _RESERVE_SHARE)) + 1
+    return int((peak_bytes + RESERVE_BYTES) / (1 - RESERVE_SHARE)) + 1
 
 
 def least_training_bytes(checkpoint: Checkpoint, step: FinetuneStep) -> int:
@@ -69,7 +69,7 @@ def sufficient_training_bytes(checkpoint: Checkpoint, step: FinetuneStep) -> int
     """
     held, row = least_training_bytes(checkpoint, step), _row_bytes(checkpoint, step)
     if step.method == "lora" or "lora" in step.savings:
-        return round(_MARGIN * (held + row))
+        return round(MARGIN * (held + row))
     trained = [t for t in checkpoint.tensors.values() if t.dtype in _FLOATS]
     trained = [t for t in trained if _is_trained(t.name, step)]
     largest = max((tensor.elements for tensor in trained), default=0)
@@ -78,8 +78,8 @@ def sufficient_training_bytes(checkpoint: Checkpoint, step: FinetuneStep) -> int
         rows = (checkpoint.config or {}).get("vocab_size")
         wide = sum(tensor.elements for tensor in trained if tensor.shape[:1] == (rows,))
         held += round((_STATE_BYTES["adamw"] - _STATE_BYTES["adamw8bit"]) * wide)
-    at_once = _GRADIENTS_AT_ONCE + bool(step.quantize_aware)
-    return round(_MARGIN * (held + at_once * _FLOAT_BYTES * largest + row))
+    at_once = GRADIENTS_AT_ONCE + bool(step.quantize_aware)
+    return round(MARGIN * (held + at_once * _FLOAT_BYTES * largest + row))
 
 
 def training_bytes(

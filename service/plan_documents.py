@@ -121,7 +121,7 @@ class SmallestBudget(_Answer):
 class PlanDocument(_Answer):
     """What a job would do and cost. Nothing was run."""
 
-    fits: bool = Field(description="Whether the job keeps within its budget.")
+    fits: bool = Field(description="False where the budget is certainly too small.")
     overruns: tuple[str, ...] = Field(description="Members of the budget that are too small.")
     smallest_budget: SmallestBudget
     is_exact: bool = Field(

@@ -10,17 +10,14 @@ from jobs.finetuning import FinetuneStep
 from jobs.program import is_program, open_program
 from jobs.program_archive import PROGRAM_NAME
 from planning.program_training_memory import held_bytes
-from planning.training import sufficient_training_bytes
+from planning.training import GRADIENTS_AT_ONCE, MARGIN, sufficient_training_bytes
 from planning.walks import LIBRARY_BYTES
 
 _FLOAT_BYTES = 4
 #: By optimizer: bytes of its states for each trained weight.
 _STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.2, "adafactor": 0.2, "sgd": 4.0}
-#: A gradient is made beside the one that it is added to; of a tied weight, one at each place.
-_GRADIENTS_AT_ONCE = 2
 #: Logits in their own dtype and in float32, their softmax, and their gradient.
 _LOGITS_AT_ONCE = 4
-_MARGIN = 1.1
 
 
 def guess_least_bytes(
@@ -55,9 +52,9 @@ def guess_least_bytes(
         states = _STATE_BYTES["adamw"] * max(sizes.values(), default=0)
     gradients = 0 if "optimizer_in_backward" in savings else sum(sizes.values())
     classes = max((len(p) for p in parameters.values() if p.ndim > 1), default=0)
-    floats = gradients + _GRADIENTS_AT_ONCE * max(sizes.values(), default=0)
+    floats = gradients + GRADIENTS_AT_ONCE * max(sizes.values(), default=0)
     floats += _LOGITS_AT_ONCE * tokens * classes
-    return level_bytes + round(_MARGIN * (states + _FLOAT_BYTES * floats))
+    return level_bytes + round(MARGIN * (states + _FLOAT_BYTES * floats))
 
 
 def foresee_least_bytes(folder: Path, step: FinetuneStep, level_bytes: int) -> int:
@@ -79,4 +76,4 @@ def foresee_least_bytes(folder: Path, step: FinetuneStep, level_bytes: int) -> i
     has_8bit = step.optimizer == "adamw" and "adamw8bit" in step.savings
     optimizer = "adamw8bit" if has_8bit else step.optimizer
     held = held_bytes(open_program(folder / PROGRAM_NAME), step, optimizer)
-    return libraries + round(_MARGIN * held)
+    return libraries + round(MARGIN * held)

@@ -24,11 +24,8 @@ from evaluation.resident import (
     level_bytes,
     writable_bytes,
 )
-from planning.training import reserve_bytes, training_budget
+from planning.training import RESERVE_BYTES, RESERVE_SHARE, reserve_bytes, training_budget
 
-#: What is left of a device's limit for what no probe sees.
-_RESERVE_BYTES = 24 * 1024**2
-_RESERVE_SHARE = 0.02
 #: What may be taken of a machine's free memory where no budget says how much.
 _FREE_SHARE = 0.8
 
@@ -167,7 +164,7 @@ class DeviceGauge:
         free, total = torch.cuda.mem_get_info()
         allowed = min(budget_bytes or free, free)
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total))
-        self.limit_bytes = allowed - min(int(_RESERVE_SHARE * allowed), _RESERVE_BYTES)
+        self.limit_bytes = allowed - min(int(RESERVE_SHARE * allowed), RESERVE_BYTES)
 
     def reset(self) -> None:
         """Forget the peak."""
@@ -186,7 +183,7 @@ class DeviceGauge:
 
     def budget_for(self, peak_bytes: int) -> int:
         """Give the smallest budget whose limit is not below a peak."""
-        return int(peak_bytes / (1 - _RESERVE_SHARE)) + 1
+        return int(peak_bytes / (1 - RESERVE_SHARE)) + 1
 
     def keep_freed_memory(self) -> None:
         """Do nothing: torch's allocator always does."""
